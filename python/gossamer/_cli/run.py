@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``gossamer run``: a program as ``python`` would run it, on virtual threads.
+
+The program gets the `__main__` module, `sys.argv` and `sys.path` that it would have had; tracebacks begin in the program.
+The end of the program is the interpreter's own: `threading._shutdown` joins the threads, atexit handlers run, and the last
+of them ends Gossamer.
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import io
+import os
+import resource
+import runpy
+import sys
+import types
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from gossamer import _core, _run
+
+
+@dataclass
+class RunOptions:
+    """What the command line asked for."""
+
+    kind: str = "script"  # script, -m or -c
+    program: str = ""
+    arguments: list[str] = field(default_factory=list)
+    os_threads: bool = False
+    lost_errors: str = "exit"
+    exit_grace: float = 5.0
+
+
+def run_program(options: RunOptions) -> NoReturn:
+    """Run the program and end the process with its exit code."""
+    _raise_descriptor_limit()
+    _run.enter(virtual_threads=not options.os_threads)
+    atexit.register(_leave, options)  # registered first, so it runs last
+    code = 0
+    try:
+        _execute(options)
+    except SystemExit as error:
+        sys.exit(error.code)
+    except BaseException as error:
+        code = _report(error)
+    sys.exit(code)
+
+
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _execute(options: RunOptions) -> None:
+    if options.kind == "-m":
+        sys.argv[:] = [options.program, *options.arguments]
+        sys.path[0] = os.getcwd()
+        runpy._run_module_as_main(options.program)  # type: ignore[attr-defined]
+        return
+    if options.kind == "-c":
+        sys.argv[:] = ["-c", *options.arguments]
+        sys.path[0] = ""
+        _execute_code(compile(options.program, "<string>", "exec"), None)
+        return
+    sys.argv[:] = [options.program, *options.arguments]
+    if os.path.isdir(options.program) or options.program.endswith((".zip", ".pyz")):
+        sys.path[0] = options.program
+        runpy._run_module_as_main("__main__", False)  # type: ignore[attr-defined]
+        return
+    sys.path[0] = os.path.dirname(os.path.realpath(options.program))
+    try:
+        with io.open_code(os.path.abspath(options.program)) as file:
+            source = file.read()
+    except OSError as error:
+        print(f"{sys.executable}: can't open file {os.path.abspath(options.program)!r}: {error}", file=sys.stderr)
+        sys.exit(2)
+    _execute_code(compile(source, options.program, "exec"), options.program)
+
+
+def _execute_code(code: types.CodeType, path: str | None) -> None:
+    module = types.ModuleType("__main__")
+    module.__builtins__ = builtins  # type: ignore[attr-defined]
+    if path is not None:
+        module.__file__ = path
+    sys.modules["__main__"] = module
+    exec(code, module.__dict__)
+
+
+def _report(error: BaseException) -> int:
+    """Print the traceback as the interpreter does, without our own frames; return the exit code."""
+    trace = error.__traceback__
+    while trace is not None and (
+        trace.tb_frame.f_code.co_filename.startswith(os.path.dirname(__file__))
+        or trace.tb_frame.f_code.co_filename == "<frozen runpy>"
+    ):
+        trace = trace.tb_next
+    error = error.with_traceback(trace)
+    sys.excepthook(type(error), error, trace)
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _leave(options: RunOptions) -> None:
+    _write_statistics()
+    _run.leave(options.exit_grace)
+    if options.lost_errors == "exit" and _core.was_error_lost():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _write_statistics() -> None:
+    path = os.environ.get("GOSSAMER_STATS_FILE")
+    if path:
+        import json
+
+        line = json.dumps({"pid": os.getpid(), **_core.statistics()}) + "\n"
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line)

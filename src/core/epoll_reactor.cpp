@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/epoll_reactor.hpp"
+
+#include <cerrno>
+#include <csignal>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <system_error>
+
+#include "core/assert.hpp"
+
+namespace gossamer::core {
+
+static_assert(static_cast<std::uint32_t>(Interest::kRead) == EPOLLIN);
+static_assert(static_cast<std::uint32_t>(Interest::kWrite) == EPOLLOUT);
+static_assert(static_cast<std::uint32_t>(Interest::kException) == EPOLLPRI);
+
+namespace {
+
+constexpr std::uint32_t kHangUp = EPOLLHUP | EPOLLERR;
+constexpr std::uint32_t kReadable = EPOLLIN | EPOLLRDHUP | kHangUp;
+constexpr std::uint32_t kWritable = EPOLLOUT | kHangUp;
+constexpr std::uint64_t kWakeEvent = UINT64_MAX;
+
+int checked(int result, const char* call) {
+    if (result < 0) {
+        throw std::system_error(errno, std::generic_category(), call);
+    }
+    return result;
+}
+
+}  // namespace
+
+struct EpollReactor::EventBuffer {
+    epoll_event events[kBatch];
+};
+
+EpollReactor::EpollReactor()
+    : epoll_(checked(::epoll_create1(EPOLL_CLOEXEC), "epoll_create1")),
+      wake_event_(checked(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd")),
+      events_(new EventBuffer, [](EventBuffer* buffer) { delete buffer; }) {
+    // Edge-triggered and never read: each write is an edge, and a counter that is full (after 2^64) needs no care.
+    epoll_event event{.events = EPOLLIN | EPOLLET, .data = {.u64 = kWakeEvent}};
+    checked(::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_event_.get(), &event), "epoll_ctl");
+}
+
+FdEntry& EpollReactor::entry(int fd, const void* owner) {
+    const auto chunk = static_cast<std::size_t>(fd) / kChunkEntries;
+    if (chunk >= entries_.size()) {
+        entries_.resize(chunk + 1);
+    }
+    if (!entries_[chunk]) {
+        entries_[chunk] = std::make_unique<FdEntry[]>(kChunkEntries);
+    }
+    FdEntry& entry = entries_[chunk][static_cast<std::size_t>(fd) % kChunkEntries];
+    if (entry.owner != owner || owner == nullptr) {
+        entry.owner = owner;
+        entry.is_registered = false;
+        entry.may_be_readable = entry.may_be_writable = true;
+        entry.is_hung_up = entry.has_urgent_data = false;
+    }
+    return entry;
+}
+
+FdEntry* EpollReactor::find(int fd) noexcept {
+    const auto chunk = static_cast<std::size_t>(fd) / kChunkEntries;
+    if (chunk >= entries_.size() || !entries_[chunk]) {
+        return nullptr;
+    }
+    return &entries_[chunk][static_cast<std::size_t>(fd) % kChunkEntries];
+}
+
+int EpollReactor::add_waiter(int fd, FdEntry& entry, FdWaiter& waiter) noexcept {
+    const std::uint32_t events = entry.registered_events | waiter.wanted_events;
+    if (!entry.is_registered || events != entry.registered_events) {
+        // Both ADD and MOD report at once what is ready already, so nothing between the EAGAIN and here is missed.
+        epoll_event event{.events = events | EPOLLRDHUP | EPOLLPRI | EPOLLET,
+                          .data = {.u64 = static_cast<std::uint64_t>(fd)}};
+        const int first = entry.registered_events == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
+        const int second = first == EPOLL_CTL_ADD ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+        const int missing = first == EPOLL_CTL_ADD ? EEXIST : ENOENT;
+        if (::epoll_ctl(epoll_.get(), first, fd, &event) != 0 &&
+            (errno != missing || ::epoll_ctl(epoll_.get(), second, fd, &event) != 0)) {
+            return errno;
+        }
+        entry.registered_events = events;
+        entry.is_registered = true;
+    }
+    entry.waiters.push_back(waiter);
+    ++waiter_count_;
+    return 0;
+}
+
+void EpollReactor::remove_waiter(FdWaiter& waiter) noexcept {
+    if (waiter.is_linked()) {
+        waiter.unlink();
+        --waiter_count_;
+    }
+}
+
+void EpollReactor::forget(int fd) noexcept {
+    FdEntry* entry = find(fd);
+    if (entry == nullptr) {
+        return;
+    }
+    if (entry->registered_events != 0) {
+        epoll_event unused{};
+        // EBADF, ENOENT: it was closed or replaced behind our back, which is what we want to bring about.
+        ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, &unused);
+    }
+    entry->owner = nullptr;
+    entry->registered_events = 0;
+    entry->is_registered = false;
+    deliver(*entry, EPOLLIN | EPOLLOUT | EPOLLPRI | kHangUp);
+}
+
+int EpollReactor::poll() noexcept {
+    return dispatch(::epoll_wait(epoll_.get(), events_->events, kBatch, 0));
+}
+
+int EpollReactor::wait_for_events(Deadline deadline, Nanoseconds now, const void* mask) noexcept {
+    timespec timeout{};
+    if (!deadline.is_never() && !deadline.is_past(now)) {
+        const Nanoseconds delay = deadline.time() - now;
+        timeout.tv_sec = delay.count() / 1'000'000'000;
+        timeout.tv_nsec = delay.count() % 1'000'000'000;
+    }
+    const auto* signals = static_cast<const sigset_t*>(mask);
+    static std::atomic<bool> has_pwait2{true};
+    if (has_pwait2.load(std::memory_order_relaxed)) {
+        const int count = ::epoll_pwait2(epoll_.get(), events_->events, kBatch,
+                                         deadline.is_never() ? nullptr : &timeout, signals);
+        if (count >= 0 || errno != ENOSYS) {
+            return count;
+        }
+        has_pwait2 = false;  // Linux before 5.11
+    }
+    const std::int64_t milliseconds = (timeout.tv_sec * 1'000'000'000 + timeout.tv_nsec + 999'999) / 1'000'000;
+    constexpr std::int64_t kLongest = 24 * 3600 * 1000;
+    return ::epoll_pwait(epoll_.get(), events_->events, kBatch,
+                         deadline.is_never() ? -1 : static_cast<int>(milliseconds < kLongest ? milliseconds : kLongest),
+                         signals);
+}
+
+int EpollReactor::dispatch(int count) noexcept {
+    for (int index = 0; index < count; ++index) {
+        const epoll_event& event = events_->events[index];
+        if (event.data.u64 == kWakeEvent) {
+            continue;
+        }
+        FdEntry* entry = find(static_cast<int>(event.data.u64));
+        GS_ASSERT(entry != nullptr);
+        deliver(*entry, event.events);
+    }
+    return count < 0 ? 0 : count;
+}
+
+void EpollReactor::deliver(FdEntry& entry, std::uint32_t events) noexcept {
+    entry.may_be_readable = entry.may_be_readable || (events & kReadable) != 0;
+    entry.may_be_writable = entry.may_be_writable || (events & kWritable) != 0;
+    entry.is_hung_up = entry.is_hung_up || (events & (kHangUp | EPOLLRDHUP)) != 0;
+    entry.has_urgent_data = entry.has_urgent_data || (events & EPOLLPRI) != 0;
+    std::uint32_t ready = events & EPOLLPRI;
+    ready |= (events & kReadable) != 0 ? static_cast<std::uint32_t>(EPOLLIN) : 0;
+    ready |= (events & kWritable) != 0 ? static_cast<std::uint32_t>(EPOLLOUT) : 0;
+    // A hang-up ends every wait, also one for an exception.
+    ready |= (events & kHangUp) != 0 ? static_cast<std::uint32_t>(EPOLLPRI) : 0;
+    for (FdWaiter* waiter = entry.waiters.front(); waiter != nullptr;) {
+        FdWaiter* next = entry.waiters.next_of(*waiter);
+        if ((waiter->wanted_events & ready) != 0) {
+            waiter->unlink();
+            --waiter_count_;
+            waiter->is_ready = true;
+            waiter->target->wake();
+        }
+        waiter = next;
+    }
+}
+
+void EpollReactor::wake_up() noexcept {
+    const std::uint64_t one = 1;
+    // EAGAIN: the counter is full, and whoever filled it made the edge.
+    [[maybe_unused]] const ssize_t written = ::write(wake_event_.get(), &one, sizeof one);
+}
+
+}  // namespace gossamer::core

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// Waits for descriptors with epoll(7), edge-triggered, each registered once.
+//
+// An edge says that the state changed, so a wait is: try the call; on EAGAIN wait for the next edge; try again. Readiness
+// is remembered per descriptor: after a read that drained a TCP socket (it returned less than was asked for) the next
+// read need not be tried before an edge came, which saves one system call a message.
+//
+// A number may be closed and used again behind our back. An entry therefore belongs to an `owner`, the object that holds
+// the descriptor, whose close() tells us (`forget`). A wait for a bare number (owner null) registers anew each time.
+//
+// One reactor a hub; every method runs on the hub's thread, but for wake_up().
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/deadline.hpp"
+#include "core/file_descriptor.hpp"
+#include "core/intrusive_list.hpp"
+#include "core/wakeable.hpp"
+
+namespace gossamer::core {
+
+enum class Interest : std::uint32_t { kRead = 1, kWrite = 4, kException = 2 };  // EPOLLIN, EPOLLOUT, EPOLLPRI
+
+/// One wait for one descriptor; lives on the waiter's stack.
+struct FdWaiter final : ListHook {
+    FdWaiter(Wakeable& whom, std::uint32_t wanted) noexcept : target(&whom), wanted_events(wanted) {}
+
+    Wakeable* target;
+    std::uint32_t wanted_events;    // bits of Interest
+    bool is_ready = false;          // an edge came, or the descriptor was closed
+};
+
+/// What is known of one descriptor number.
+struct FdEntry {
+    const void* owner = nullptr;
+    std::uint32_t registered_events = 0;
+    bool is_registered = false;     // for this owner; the number may have been closed and used again otherwise
+    bool may_be_readable = true;    // false: drained, wait for an edge before the next read
+    bool may_be_writable = true;
+    bool is_hung_up = false;        // the flags above stay true
+    bool has_urgent_data = false;   // a short read does not mean drained
+    IntrusiveList<FdWaiter> waiters;
+};
+
+class EpollReactor final {
+public:
+    /// Throws std::system_error.
+    EpollReactor();
+    EpollReactor(const EpollReactor&) = delete;
+    EpollReactor& operator=(const EpollReactor&) = delete;
+    ~EpollReactor() = default;
+
+    /// The entry of `fd` for `owner`, reset when it belonged to another. `fd` is not negative.
+    FdEntry& entry(int fd, const void* owner);
+
+    /// Queues `waiter` for `fd` and makes sure that the kernel reports it. Returns 0, or errno with nothing queued:
+    /// EPERM for what is always ready (a regular file), EBADF, ENOMEM, ENOSPC (epoll_ctl(2)).
+    [[nodiscard]] int add_waiter(int fd, FdEntry& entry, FdWaiter& waiter) noexcept;
+
+    /// Takes the waiter off, if an edge did not.
+    void remove_waiter(FdWaiter& waiter) noexcept;
+
+    /// Before `fd` is closed: wakes its waiters and unregisters it.
+    void forget(int fd) noexcept;
+
+    /// Collects events and wakes their waiters. Does not block. Returns the number of events.
+    int poll() noexcept;
+
+    /// Blocks until an event, wake_up() or `deadline`, then collects. The signal mask is `mask` while it blocks, if not
+    /// null (epoll_pwait2(2)). Returns the number of events; 0 also when a signal came.
+    /// `before_block` and `after_block` run around the system call alone.
+    template <typename Before, typename After>
+    int wait(Deadline deadline, Nanoseconds now, const void* mask, Before before_block, After after_block) noexcept {
+        before_block();
+        const int count = wait_for_events(deadline, now, mask);
+        after_block();
+        return dispatch(count);
+    }
+
+    /// Makes wait() return. Thread: any.
+    void wake_up() noexcept;
+
+    /// The epoll descriptor: readable when there are events.
+    int fd() const noexcept { return epoll_.get(); }
+
+    /// How many waits are queued.
+    std::size_t waiter_count() const noexcept { return waiter_count_; }
+
+private:
+    static constexpr int kBatch = 256;
+    static constexpr std::size_t kChunkEntries = 256;
+
+    struct Event;
+    int wait_for_events(Deadline deadline, Nanoseconds now, const void* mask) noexcept;
+    int dispatch(int count) noexcept;
+    void deliver(FdEntry& entry, std::uint32_t events) noexcept;
+    FdEntry* find(int fd) noexcept;
+
+    FileDescriptor epoll_;
+    FileDescriptor wake_event_;
+    std::vector<std::unique_ptr<FdEntry[]>> entries_;  // chunks, so that entries never move
+    std::size_t waiter_count_ = 0;
+    struct EventBuffer;
+    std::unique_ptr<EventBuffer, void (*)(EventBuffer*)> events_;
+};
+
+}  // namespace gossamer::core

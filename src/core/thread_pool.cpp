@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/thread_pool.hpp"
+
+#include <condition_variable>
+#include <csignal>
+#include <deque>
+#include <mutex>
+#include <pthread.h>
+#include <system_error>
+
+namespace gossamer::core {
+
+namespace {
+
+/// Blocks every signal of the calling thread for its life, so that a thread started meanwhile has them blocked.
+class AllSignalsBlocked final {
+public:
+    AllSignalsBlocked() noexcept {
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &previous_);
+    }
+    AllSignalsBlocked(const AllSignalsBlocked&) = delete;
+    AllSignalsBlocked& operator=(const AllSignalsBlocked&) = delete;
+    ~AllSignalsBlocked() { pthread_sigmask(SIG_SETMASK, &previous_, nullptr); }
+
+private:
+    sigset_t previous_{};
+};
+
+}  // namespace
+
+struct ThreadPool::State {
+    std::mutex mutex;
+    std::condition_variable work_came;
+    std::deque<std::unique_ptr<Job>> jobs;    // under mutex
+    std::size_t threads = 0;                  // under mutex
+    std::size_t idle = 0;                     // under mutex
+    std::size_t running = 0;                  // under mutex
+};
+
+ThreadPool::ThreadPool() noexcept : state_(new State) {}
+
+ThreadPool& ThreadPool::instance() noexcept {
+    static ThreadPool* pool = new ThreadPool;
+    return *pool;
+}
+
+void ThreadPool::submit(std::unique_ptr<Job> job) {
+    const std::lock_guard lock(state_->mutex);
+    if (state_->idle <= state_->jobs.size() && state_->threads < kMaxThreads) {
+        start_thread();
+    }
+    state_->jobs.push_back(std::move(job));
+    state_->work_came.notify_one();
+}
+
+std::size_t ThreadPool::pending() const noexcept {
+    const std::lock_guard lock(state_->mutex);
+    return state_->jobs.size() + state_->running;
+}
+
+void ThreadPool::reset_after_fork() noexcept {
+    // The old state may be locked by a thread that is not here; leaking it is the only safe end.
+    state_ = new State;
+}
+
+void ThreadPool::start_thread() {
+    const AllSignalsBlocked blocked;
+    pthread_t thread{};
+    const int error = pthread_create(&thread, nullptr, &ThreadPool::serve, state_);
+    if (error == 0) {
+        pthread_detach(thread);
+        ++state_->threads;
+    } else if (state_->threads == 0) {
+        throw std::system_error(error, std::generic_category(), "pthread_create");
+    }
+}
+
+void* ThreadPool::serve(void* argument) {
+    pthread_setname_np(pthread_self(), "gossamer-pool");
+    auto& state = *static_cast<State*>(argument);
+    std::unique_lock lock(state.mutex);
+    for (;;) {
+        while (state.jobs.empty()) {
+            ++state.idle;
+            state.work_came.wait(lock);
+            --state.idle;
+        }
+        std::unique_ptr<Job> job = std::move(state.jobs.front());
+        state.jobs.pop_front();
+        ++state.running;
+        lock.unlock();
+        job->run();
+        job.reset();
+        lock.lock();
+        --state.running;
+    }
+}
+
+}  // namespace gossamer::core

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// Arguments that several functions take, checked before anything has happened.
+#pragma once
+
+#include "cpython/api.hpp"
+
+#include <cmath>
+#include <cstdint>
+
+#include "cpython/error.hpp"
+
+namespace gossamer::cpython {
+
+/// Seconds as nanoseconds, rounded up as CPython's timeouts are (_PyTime_ROUND_CEILING in pycore_time.h). Accepts int,
+/// float and what has __index__ or __float__. Throws ErrorSet: TypeError, ValueError for NaN, OverflowError.
+inline std::int64_t nanoseconds_from_seconds(PyObject* seconds) {
+    constexpr double kLargest = 9.2e18;
+    if (PyLong_Check(seconds)) {
+        const long long whole = PyLong_AsLongLong(seconds);
+        if (whole == -1 && PyErr_Occurred()) {
+            if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
+                PyErr_SetString(PyExc_OverflowError, "timestamp out of range for platform time_t");
+            }
+            throw ErrorSet{};
+        }
+        if (whole > 9'000'000'000LL || whole < -9'000'000'000LL) {
+            raise(PyExc_OverflowError, "timestamp too large to convert to C PyTime_t");
+        }
+        return whole * 1'000'000'000LL;
+    }
+    double value = 0;
+    if (PyFloat_Check(seconds)) {
+        value = PyFloat_AS_DOUBLE(seconds);
+    } else if (PyIndex_Check(seconds)) {
+        PyObject* index = PyNumber_Index(seconds);
+        if (index == nullptr) {
+            throw ErrorSet{};
+        }
+        value = PyLong_AsDouble(index);
+        Py_DECREF(index);
+    } else {
+        raise(PyExc_TypeError, "'%.200s' object cannot be interpreted as an integer", Py_TYPE(seconds)->tp_name);
+    }
+    if (value == -1.0 && PyErr_Occurred()) {
+        throw ErrorSet{};
+    }
+    if (std::isnan(value)) {
+        raise(PyExc_ValueError, "Invalid value NaN (not a number)");
+    }
+    const double nanoseconds = std::ceil(value * 1e9);
+    if (nanoseconds >= kLargest || nanoseconds <= -kLargest) {
+        raise(PyExc_OverflowError, "timestamp too large to convert to C PyTime_t");
+    }
+    return static_cast<std::int64_t>(nanoseconds);
+}
+
+}  // namespace gossamer::cpython

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpython/fiber_state.hpp"
+
+#include <utility>
+
+namespace gossamer::cpython {
+
+void FiberState::begin(PyThreadState& tstate, StackBounds bounds, void* chunk, void* chunk_end) noexcept {
+    bounds_ = bounds;
+    version_.begin(tstate, bounds.size_bytes);
+    // Safety: a root chunk is one whose `previous` is null; its first slot stays empty, so that popping the last frame
+    // never pops the chunk (push_chunk in Python/pystate.c). The interpreter frees only chunks that it pushed itself.
+    auto* root = static_cast<_PyStackChunk*>(chunk);
+    root->previous = nullptr;
+    root->size = static_cast<std::size_t>(static_cast<char*>(chunk_end) - static_cast<char*>(chunk));
+    root->top = 0;
+    root->data[0] = nullptr;
+    chunk_ = root;
+    chunk_top_ = &root->data[1];
+    chunk_limit_ = static_cast<PyObject**>(chunk_end);
+    depth_ = 0;
+    exc_base_ = {};
+    exc_info_ = &exc_base_;
+    context_ = nullptr;
+    exception_ = nullptr;
+    tracing_ = 0;
+    what_event_ = -1;
+}
+
+void FiberState::save_rare(PyThreadState& tstate) noexcept {
+    if (!rare_) {
+        rare_ = std::make_unique<RareState>();
+    }
+    rare_->dict = std::exchange(tstate.dict, nullptr);
+    rare_->async_exc = std::exchange(tstate.async_exc, nullptr);
+    rare_->async_gen_firstiter = std::exchange(tstate.async_gen_firstiter, nullptr);
+    rare_->async_gen_finalizer = std::exchange(tstate.async_gen_finalizer, nullptr);
+    rare_->trace_function = std::exchange(tstate.c_tracefunc, nullptr);
+    rare_->trace_object = std::exchange(tstate.c_traceobj, nullptr);
+    rare_->profile_function = std::exchange(tstate.c_profilefunc, nullptr);
+    rare_->profile_object = std::exchange(tstate.c_profileobj, nullptr);
+    rare_->coroutine_origin_tracking_depth = std::exchange(tstate.coroutine_origin_tracking_depth, 0);
+    VersionState::take_local_key(tstate, rare_->local_key, rare_->local_sentinel);
+}
+
+void FiberState::restore_rare(PyThreadState& tstate) noexcept {
+    tstate.dict = std::exchange(rare_->dict, nullptr);
+    tstate.async_exc = std::exchange(rare_->async_exc, nullptr);
+    tstate.async_gen_firstiter = std::exchange(rare_->async_gen_firstiter, nullptr);
+    tstate.async_gen_finalizer = std::exchange(rare_->async_gen_finalizer, nullptr);
+    tstate.c_tracefunc = std::exchange(rare_->trace_function, nullptr);
+    tstate.c_traceobj = std::exchange(rare_->trace_object, nullptr);
+    tstate.c_profilefunc = std::exchange(rare_->profile_function, nullptr);
+    tstate.c_profileobj = std::exchange(rare_->profile_object, nullptr);
+    tstate.coroutine_origin_tracking_depth = std::exchange(rare_->coroutine_origin_tracking_depth, 0);
+    VersionState::put_local_key(tstate, std::exchange(rare_->local_key, nullptr),
+                                std::exchange(rare_->local_sentinel, nullptr));
+    if (tstate.async_exc != nullptr) {
+        VersionState::signal_async_exception(tstate);
+    }
+}
+
+void FiberState::set_async_exception(PyObject* exception) {
+    if (!rare_) {
+        rare_ = std::make_unique<RareState>();
+    }
+    PyObject* old = std::exchange(rare_->async_exc, Py_XNewRef(exception));
+    Py_XDECREF(old);
+}
+
+void FiberState::clear_thread_data(PyThreadState& tstate) noexcept {
+    if (!has_rare(tstate)) {
+        return;
+    }
+    if (tstate.c_tracefunc != nullptr) {
+        PyEval_SetTrace(nullptr, nullptr);
+    }
+    if (tstate.c_profilefunc != nullptr) {
+        PyEval_SetProfile(nullptr, nullptr);
+    }
+    tstate.coroutine_origin_tracking_depth = 0;
+    Py_CLEAR(tstate.async_gen_firstiter);
+    Py_CLEAR(tstate.async_gen_finalizer);
+    Py_CLEAR(tstate.async_exc);
+    Py_CLEAR(tstate.dict);
+    PyObject* key = nullptr;
+    PyObject* sentinel = nullptr;
+    VersionState::take_local_key(tstate, key, sentinel);
+    Py_XDECREF(key);
+    Py_XDECREF(sentinel);
+}
+
+void FiberState::free_pushed_chunks(PyThreadState& tstate) noexcept {
+    PyObjectArenaAllocator arena;
+    PyObject_GetArenaAllocator(&arena);
+    _PyStackChunk* chunk = tstate.datastack_chunk;
+    while (chunk != nullptr && chunk->previous != nullptr) {
+        _PyStackChunk* previous = chunk->previous;
+        arena.free(arena.ctx, chunk, chunk->size);
+        chunk = previous;
+    }
+    tstate.datastack_chunk = chunk;
+}
+
+}  // namespace gossamer::cpython

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+// The part of a PyThreadState that belongs to one fiber: saved when it is left, restored when it is continued.
+//
+// A carrier has one PyThreadState. At every switch the fields that differ from fiber to fiber are exchanged: the frame
+// chain, the data stack, the exception state, the context, the recursion depth, and what the version adds (VersionState:
+// one file a version). The rare ones (thread-local data, trace functions, a pending asynchronous exception, hooks) live
+// in a RareState that a fiber has only once one of them is set; when it is left they are moved there and cleared.
+// Sources: Include/cpython/pystate.h and Include/internal/pycore_tstate.h of each version.
+#pragma once
+
+#include "cpython/api.hpp"
+
+#include <cstddef>
+#include <memory>
+
+#if PY_VERSION_HEX >= 0x030F0000
+#include "cpython/fiber_state_315.hpp"
+#elif PY_VERSION_HEX >= 0x030E0000
+#include "cpython/fiber_state_314.hpp"
+#elif PY_VERSION_HEX >= 0x030D0000
+#include "cpython/fiber_state_313.hpp"
+#else
+#include "cpython/fiber_state_312.hpp"
+#endif
+
+namespace gossamer::cpython {
+
+/// Fields that most fibers never set. All are null or zero in a thread state that has just been left.
+struct RareState {
+    PyObject* dict = nullptr;
+    PyObject* async_exc = nullptr;
+    PyObject* async_gen_firstiter = nullptr;
+    PyObject* async_gen_finalizer = nullptr;
+    Py_tracefunc trace_function = nullptr;
+    PyObject* trace_object = nullptr;
+    Py_tracefunc profile_function = nullptr;
+    PyObject* profile_object = nullptr;
+    PyObject* local_key = nullptr;
+    PyObject* local_sentinel = nullptr;
+    int coroutine_origin_tracking_depth = 0;
+};
+
+/// Bounds of the C stack that a fiber runs on; null for the OS thread's own.
+struct StackBounds {
+    void* base = nullptr;
+    std::size_t size_bytes = 0;
+};
+
+class FiberState final {
+public:
+    FiberState() noexcept = default;
+    FiberState(const FiberState&) = delete;
+    FiberState& operator=(const FiberState&) = delete;
+    ~FiberState() = default;
+
+    /// Prepares the state of a fiber that has not run: no frames, an empty data stack in [chunk, chunk_end), no context.
+    /// Parks: no. Thread: carrier. Python: attached.
+    void begin(PyThreadState& tstate, StackBounds bounds, void* chunk, void* chunk_end) noexcept;
+
+    /// Marks the state as that of the OS thread's own stack; save() fills it.
+    void adopt_thread() noexcept { bounds_ = {}; }
+
+    /// Parks: no. Thread: carrier. Python: attached.
+    void save(PyThreadState& tstate) noexcept {
+        version_.save(tstate);
+        chunk_ = tstate.datastack_chunk;
+        chunk_top_ = tstate.datastack_top;
+        chunk_limit_ = tstate.datastack_limit;
+        depth_ = tstate.py_recursion_limit - tstate.py_recursion_remaining;
+        exception_ = tstate.current_exception;
+        exc_info_ = tstate.exc_info;
+        context_ = tstate.context;
+        tracing_ = tstate.tracing;
+        what_event_ = tstate.what_event;
+        if (has_rare(tstate)) {
+            save_rare(tstate);
+        }
+    }
+
+    /// Parks: no. Thread: carrier. Python: attached.
+    void restore(PyThreadState& tstate) noexcept {
+        version_.restore(tstate, bounds_.base, bounds_.size_bytes);
+        tstate.datastack_chunk = chunk_;
+        tstate.datastack_top = chunk_top_;
+        tstate.datastack_limit = chunk_limit_;
+        tstate.py_recursion_remaining = tstate.py_recursion_limit - depth_;
+        tstate.current_exception = exception_;
+        tstate.exc_info = exc_info_;
+        tstate.context = context_;
+        ++tstate.context_ver;  // ContextVar caches its value by this number
+        tstate.tracing = tracing_;
+        tstate.what_event = what_event_;
+        if (rare_) {
+            restore_rare(tstate);
+        }
+    }
+
+    /// At the end of the fiber that runs: drops thread-local data and trace functions as the end of a thread does.
+    /// May run Python. Parks: yes (a finaliser). Thread: carrier. Python: attached.
+    static void clear_thread_data(PyThreadState& tstate) noexcept;
+
+    /// At the end of the fiber that runs, after clear_thread_data: frees chunks that it pushed beyond its first.
+    static void free_pushed_chunks(PyThreadState& tstate) noexcept;
+
+    /// Forgets the frames of a fiber that will never continue (in a forked child). Leaks what they refer to.
+    void abandon() noexcept { rare_.reset(); }
+
+    /// The innermost frame of the parked fiber; null if it has none.
+    _PyInterpreterFrame* parked_frame() const noexcept { return version_.frame(); }
+
+    /// The thread-state fields that a pending asynchronous exception for this parked fiber is kept in.
+    void set_async_exception(PyObject* exception);
+
+private:
+    static bool has_rare(const PyThreadState& tstate) noexcept;
+    void save_rare(PyThreadState& tstate) noexcept;
+    void restore_rare(PyThreadState& tstate) noexcept;
+
+    VersionState version_;
+    _PyStackChunk* chunk_ = nullptr;
+    PyObject** chunk_top_ = nullptr;
+    PyObject** chunk_limit_ = nullptr;
+    int depth_ = 0;
+    int tracing_ = 0;
+    int what_event_ = -1;
+    PyObject* exception_ = nullptr;
+    _PyErr_StackItem* exc_info_ = nullptr;
+    PyObject* context_ = nullptr;
+    std::unique_ptr<RareState> rare_;
+    StackBounds bounds_;
+    _PyErr_StackItem exc_base_{};
+};
+
+inline bool FiberState::has_rare(const PyThreadState& tstate) noexcept {
+    return tstate.dict != nullptr || tstate.async_exc != nullptr || tstate.async_gen_firstiter != nullptr ||
+           tstate.async_gen_finalizer != nullptr || tstate.c_tracefunc != nullptr || tstate.c_profilefunc != nullptr ||
+           VersionState::has_local_key(tstate) || tstate.coroutine_origin_tracking_depth != 0;
+}
+
+}  // namespace gossamer::cpython

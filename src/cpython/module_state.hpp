@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// What one interpreter's copy of the extension module owns: its types and exceptions.
+#pragma once
+
+#include "cpython/api.hpp"
+
+namespace gossamer::cpython {
+
+struct ModuleState {
+    PyTypeObject* task_type = nullptr;
+    PyTypeObject* scope_type = nullptr;
+    PyObject* deadlock_error = nullptr;
+};
+
+extern PyModuleDef core_module;
+
+/// The state behind a method's defining class. `type` was created in this module's exec slot.
+inline ModuleState& state_of_defining_class(PyTypeObject* type) noexcept {
+    return *static_cast<ModuleState*>(PyType_GetModuleState(type));
+}
+
+inline ModuleState& state_of_module(PyObject* module) noexcept {
+    return *static_cast<ModuleState*>(PyModule_GetState(module));
+}
+
+}  // namespace gossamer::cpython

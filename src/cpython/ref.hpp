@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// Who owns a Python object is in the type: Handle borrows, Ref owns. A null result of the C API becomes ErrorSet at once.
+#pragma once
+
+#include "cpython/api.hpp"
+
+#include <utility>
+
+#include "cpython/error.hpp"
+
+namespace gossamer::cpython {
+
+/// A borrowed reference; valid as long as its lender keeps the object.
+class Handle {
+public:
+    Handle() noexcept = default;
+    explicit Handle(PyObject* object) noexcept : object_(object) {}
+
+    PyObject* ptr() const noexcept { return object_; }
+    explicit operator bool() const noexcept { return object_ != nullptr; }
+
+private:
+    PyObject* object_ = nullptr;
+};
+
+/// An owned reference. Its death may run Python code, and so may park.
+class Ref final {
+public:
+    Ref() noexcept = default;
+    Ref(Ref&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {}
+    Ref& operator=(Ref&& other) noexcept {
+        PyObject* old = std::exchange(object_, std::exchange(other.object_, nullptr));
+        Py_XDECREF(old);
+        return *this;
+    }
+    Ref(const Ref&) = delete;
+    Ref& operator=(const Ref&) = delete;
+    ~Ref() { Py_XDECREF(object_); }
+
+    static Ref steal_or_null(PyObject* object) noexcept { return Ref(object); }
+    static Ref borrow(PyObject* object) noexcept { return Ref(Py_XNewRef(object)); }
+
+    PyObject* ptr() const noexcept { return object_; }
+    PyObject* release() noexcept { return std::exchange(object_, nullptr); }
+    void reset() noexcept { Ref().swap(*this); }
+    void swap(Ref& other) noexcept { std::swap(object_, other.object_); }
+    explicit operator bool() const noexcept { return object_ != nullptr; }
+
+private:
+    explicit Ref(PyObject* object) noexcept : object_(object) {}
+
+    PyObject* object_ = nullptr;
+};
+
+/// Owns the new reference `object`; null means that the error indicator is set, and throws ErrorSet.
+inline Ref steal(PyObject* object) {
+    if (object == nullptr) {
+        throw ErrorSet{};
+    }
+    return Ref::steal_or_null(object);
+}
+
+inline Ref borrow(PyObject* object) noexcept { return Ref::borrow(object); }
+
+}  // namespace gossamer::cpython

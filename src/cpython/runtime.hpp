@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// The few process-wide facts of the interpreter's runtime that scheduling needs: whether a signal waits for its Python
+// handler, and which OS thread counts as the main one.
+//
+// `_PyRuntime.main_thread` is what C code compares with to decide "am I the main thread?": it gates signal handlers,
+// signal.signal() and pending calls for the main thread. While a virtual thread other than the main one runs on the main
+// OS thread the word is set to 0, so that a handler runs in the main virtual thread only, as in plain Python it runs in
+// the main thread only. Source: Python/pystate.c, _Py_ThreadCanHandleSignals in Include/internal/pycore_pystate.h.
+#pragma once
+
+#include "cpython/api.hpp"
+
+namespace gossamer::cpython {
+
+/// Whether a signal came whose Python handler has not run. Thread: any. Python: not needed.
+inline bool is_signal_pending() noexcept {
+#if PY_VERSION_HEX >= 0x030D0000
+    return __atomic_load_n(&_PyRuntime.signals.is_tripped, __ATOMIC_RELAXED) != 0;
+#else
+    return _Py_atomic_load_relaxed(&_PyRuntime.signals.is_tripped) != 0;
+#endif
+}
+
+/// Whether the calling OS thread is the interpreter's main thread. Only right outside a switch.
+inline bool is_main_os_thread() noexcept { return _PyRuntime.main_thread == PyThread_get_thread_ident(); }
+
+/// Says whether code that runs on the main OS thread from now on is the main thread. Thread: the main OS thread.
+inline void set_runs_main(bool is_main, unsigned long main_ident) noexcept {
+    _PyRuntime.main_thread = is_main ? main_ident : 0;
+}
+
+/// Whether the program installed a Python signal handler itself: something other than what `signal` installs at start-up.
+/// Python: attached.
+inline bool has_program_signal_handler(const void* default_int_handler) noexcept {
+    for (int number = 1; number < Py_NSIG; ++number) {
+#if PY_VERSION_HEX >= 0x030D0000
+        const void* handler = _PyRuntime.signals.handlers[number].func;
+#else
+        const void* handler = reinterpret_cast<const void*>(
+            _Py_atomic_load_relaxed(&_PyRuntime.signals.handlers[number].func));
+#endif
+        const bool is_default = handler == nullptr || handler == Py_None || handler == default_int_handler ||
+                                handler == _PyRuntime.signals.default_handler ||
+                                handler == _PyRuntime.signals.ignore_handler;
+        if (!is_default) {
+            return true;
+        }
+    }
+    return false;
+}
+
+}  // namespace gossamer::cpython

@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+// _thread.lock and _thread.RLock.
+//
+// A lock has no owner: acquire tries with the original, queues in the parking lot, tries again, parks; release runs the
+// original, then wakes one waiter. What stands on locks in Python (Condition, Event, Semaphore, Barrier, queue.Queue)
+// follows.
+//
+// An RLock is owned by an OS thread's identity, which two virtual threads of a carrier share, so ownership is ours: the
+// owner word of the object holds the virtual thread's identity. While the original runs on its behalf the word holds the
+// OS thread's, which is what the original compares with. The words' place is found at start-up by looking.
+#include "cpython/api.hpp"
+
+#include <cstring>
+
+#include "core/assert.hpp"
+#include "core/parking_lot.hpp"
+#include "cpython/args.hpp"
+#include "cpython/ref.hpp"
+#include "interpose/python/install.hpp"
+#include "interpose/python/method_table.hpp"
+#include "interpose/python/thread_parts.hpp"
+#include "sched/wait.hpp"
+
+namespace gossamer::interpose {
+
+using cpython::guarded;
+using cpython::Ref;
+using cpython::steal;
+using sched::Hub;
+
+namespace {
+
+PyCFunction original_lock_acquire = nullptr;
+PyCFunction original_lock_enter = nullptr;
+PyCFunction original_lock_release = nullptr;
+PyCFunction original_lock_exit = nullptr;
+PyCFunction original_lock_acquire_old = nullptr;
+PyCFunction original_lock_release_old = nullptr;
+PyCFunction original_rlock_acquire = nullptr;
+PyCFunction original_rlock_enter = nullptr;
+PyCFunction original_rlock_release = nullptr;
+PyCFunction original_rlock_exit = nullptr;
+PyCFunction original_rlock_is_owned = nullptr;
+PyCFunction original_rlock_acquire_restore = nullptr;
+PyCFunction original_rlock_release_save = nullptr;
+PyCFunction original_rlock_recursion_count = nullptr;
+
+// The words of an RLock object, the same in 3.12 to 3.15 (Modules/_threadmodule.c): the lock, the owner, the count. From
+// 3.14 on the count is that of acquisitions beyond the first. Checked by find_rlock_words().
+struct RLockWords {
+    PyObject ob_base;
+    void* lock;
+    unsigned long owner;
+    unsigned long count;
+};
+constexpr unsigned long kFirstCount = cpython::kPython314 ? 0 : 1;
+
+RLockWords& words_of(PyObject* rlock) noexcept { return *reinterpret_cast<RLockWords*>(rlock); }
+
+struct AcquireArguments {
+    bool blocks = true;
+    core::Deadline deadline = core::Deadline::never();
+};
+
+/// Parses `acquire(blocking=True, timeout=-1)` with the original's messages.
+AcquireArguments parse_acquire(PyObject* args, PyObject* kwargs) {
+    if (PyTuple_GET_SIZE(args) == 0 && kwargs == nullptr) {
+        return {};
+    }
+    static const char* const keywords[] = {"blocking", "timeout", nullptr};
+    int blocking = 1;
+    PyObject* timeout = nullptr;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|pO:acquire", const_cast<char**>(keywords), &blocking, &timeout)) {
+        throw cpython::ErrorSet{};
+    }
+    AcquireArguments result{.blocks = blocking != 0};
+    if (timeout == nullptr) {
+        return result;
+    }
+    constexpr std::int64_t kUnset = -1'000'000'000;
+    const std::int64_t nanoseconds = cpython::nanoseconds_from_seconds(timeout);
+    if (!result.blocks && nanoseconds != kUnset) {
+        cpython::raise(PyExc_ValueError, "can't specify a timeout for a non-blocking call");
+    }
+    if (nanoseconds < 0 && nanoseconds != kUnset) {
+        cpython::raise(PyExc_ValueError, "timeout value must be %s",
+                       cpython::kPython314 ? "a non-negative number" : "positive");
+    }
+    if (nanoseconds / 1000 > PY_TIMEOUT_MAX) {
+        cpython::raise(PyExc_OverflowError, "timeout value is too large");
+    }
+    if (result.blocks && nanoseconds != kUnset) {
+        result.deadline = core::Deadline::after(core::monotonic_now(), core::Nanoseconds(nanoseconds));
+        result.blocks = nanoseconds > 0;
+    }
+    return result;
+}
+
+PyObject* false_tuple() noexcept {
+    // One tuple for the process's life would be shared by interpreters; making one is 15 ns, on the contended path only.
+    return PyTuple_Pack(1, Py_False);
+}
+
+bool try_acquire(PyCFunction original, PyObject* self) {
+    const Ref args = steal(false_tuple());
+    const Ref result = steal(as<KeywordFunction>(original)(self, args.ptr(), nullptr));
+    return result.ptr() == Py_True;
+}
+
+PyObject* acquire_lock(PyCFunction original, PyObject* self, PyObject* args, PyObject* kwargs) {
+    Hub* hub = Hub::current();
+    if (hub == nullptr) {
+        return as<KeywordFunction>(original)(self, args, kwargs);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        const AcquireArguments parsed = parse_acquire(args, kwargs);
+        const auto take = [&] { return try_acquire(original, self); };
+        const bool taken = take() || (parsed.blocks && sched::wait_until(*hub, self, {.what = "Lock.acquire", .object = self},
+                                                                         parsed.deadline, take));
+        return Py_NewRef(taken ? Py_True : Py_False);
+    });
+}
+
+PyObject* release_lock(PyCFunction original, PyObject* self, PyObject* args) {
+    PyObject* result = original(self, args);
+    if (result != nullptr) {
+        wake_one_waiter(self);
+    }
+    return result;
+}
+
+PyObject* lock_acquire(PyObject* self, PyObject* args, PyObject* kwargs) {
+    return acquire_lock(original_lock_acquire, self, args, kwargs);
+}
+PyObject* lock_acquire_old(PyObject* self, PyObject* args, PyObject* kwargs) {
+    return acquire_lock(original_lock_acquire_old, self, args, kwargs);
+}
+PyObject* lock_enter(PyObject* self, PyObject* args, PyObject* kwargs) {
+    return acquire_lock(original_lock_enter, self, args, kwargs);
+}
+/// 3.14's `__enter__` takes nothing.
+PyObject* lock_enter_bare(PyObject* self, PyObject* unused) {
+    if (Hub::current() == nullptr) {
+        return original_lock_enter(self, unused);
+    }
+    const Ref empty = Ref::steal_or_null(PyTuple_New(0));
+    return empty ? acquire_lock(original_lock_acquire, self, empty.ptr(), nullptr) : nullptr;
+}
+PyObject* lock_release(PyObject* self, PyObject* args) { return release_lock(original_lock_release, self, args); }
+PyObject* lock_release_old(PyObject* self, PyObject* args) { return release_lock(original_lock_release_old, self, args); }
+PyObject* lock_exit(PyObject* self, PyObject* args) { return release_lock(original_lock_exit, self, args); }
+
+// ---- RLock ----
+
+/// Takes the free lock for the running virtual thread, or returns false.
+bool try_take_rlock(Hub& hub, PyObject* self) {
+    RLockWords& words = words_of(self);
+    const unsigned long os_ident = PyThread_get_thread_ident();
+    if (words.owner == os_ident) {
+        return false;  // held by the carrier's main virtual thread: the original would take us for it
+    }
+    if (!try_acquire(original_rlock_acquire, self)) {
+        return false;
+    }
+    words.owner = hub.running().ident();
+    return true;
+}
+
+bool acquire_rlock(Hub& hub, PyObject* self, const AcquireArguments& arguments) {
+    RLockWords& words = words_of(self);
+    if (words.owner == hub.running().ident()) {
+        if (words.count + 1 == 0) {
+            cpython::raise(PyExc_OverflowError, "Internal lock count overflowed");
+        }
+        ++words.count;
+        return true;
+    }
+    const auto take = [&] { return try_take_rlock(hub, self); };
+    return take() || (arguments.blocks && sched::wait_until(hub, self, {.what = "RLock.acquire", .object = self},
+                                                            arguments.deadline, take));
+}
+
+PyObject* rlock_acquire_with(PyCFunction original, PyObject* self, PyObject* args, PyObject* kwargs) {
+    Hub* hub = Hub::current();
+    if (hub == nullptr) {
+        return as<KeywordFunction>(original)(self, args, kwargs);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        return Py_NewRef(acquire_rlock(*hub, self, parse_acquire(args, kwargs)) ? Py_True : Py_False);
+    });
+}
+
+PyObject* rlock_acquire(PyObject* self, PyObject* args, PyObject* kwargs) {
+    return rlock_acquire_with(original_rlock_acquire, self, args, kwargs);
+}
+PyObject* rlock_enter(PyObject* self, PyObject* args, PyObject* kwargs) {
+    return rlock_acquire_with(original_rlock_enter, self, args, kwargs);
+}
+PyObject* rlock_enter_bare(PyObject* self, PyObject* unused) {
+    Hub* hub = Hub::current();
+    if (hub == nullptr) {
+        return original_rlock_enter(self, unused);
+    }
+    return guarded<PyObject*>(nullptr,
+                              [&] { return Py_NewRef(acquire_rlock(*hub, self, {}) ? Py_True : Py_False); });
+}
+
+/// Runs `original` with the owner word as the original expects it, then puts ours back if the lock is still held.
+PyObject* as_os_owner(PyCFunction original, PyObject* self, PyObject* args) {
+    Hub* hub = Hub::current();
+    RLockWords& words = words_of(self);
+    if (hub == nullptr) {
+        PyObject* result = original(self, args);
+        if (result != nullptr && words.owner == 0) {
+            wake_one_waiter(self);
+        }
+        return result;
+    }
+    const unsigned long ident = hub->running().ident();
+    const unsigned long os_ident = PyThread_get_thread_ident();
+    const unsigned long owner = words.owner;
+    if (owner == ident) {
+        words.owner = os_ident;
+    } else if (owner == os_ident) {
+        words.owner = ~0UL;  // held by the carrier's main virtual thread: not by the caller
+    }
+    PyObject* result = original(self, args);
+    if (words.owner == os_ident) {
+        words.owner = ident;
+    } else if (words.owner == ~0UL) {
+        words.owner = os_ident;
+    }
+    if (result != nullptr && words.owner == 0) {
+        wake_one_waiter(self);
+    }
+    return result;
+}
+
+PyObject* rlock_release(PyObject* self, PyObject* args) { return as_os_owner(original_rlock_release, self, args); }
+PyObject* rlock_exit(PyObject* self, PyObject* args) { return as_os_owner(original_rlock_exit, self, args); }
+PyObject* rlock_is_owned(PyObject* self, PyObject* args) { return as_os_owner(original_rlock_is_owned, self, args); }
+PyObject* rlock_recursion_count(PyObject* self, PyObject* args) {
+    return as_os_owner(original_rlock_recursion_count, self, args);
+}
+PyObject* rlock_release_save(PyObject* self, PyObject* args) {
+    Hub* hub = Hub::current();
+    if (hub == nullptr) {
+        return as_os_owner(original_rlock_release_save, self, args);
+    }
+    const unsigned long ident = hub->running().ident();
+    PyObject* saved = as_os_owner(original_rlock_release_save, self, args);
+    if (saved == nullptr) {
+        return nullptr;
+    }
+    // The saved owner is the OS thread's; what is restored must be ours.
+    PyObject* result = Py_BuildValue("(Ok)", PyTuple_GET_ITEM(saved, 0), ident);
+    Py_DECREF(saved);
+    return result;
+}
+
+PyObject* rlock_acquire_restore(PyObject* self, PyObject* args) {
+    Hub* hub = Hub::current();
+    if (hub == nullptr) {
+        return original_rlock_acquire_restore(self, args);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        unsigned long count = 0;
+        unsigned long owner = 0;
+        // From 3.13 on the argument arrives as METH_VARARGS's tuple around the saved tuple, as before.
+        if (!PyArg_ParseTuple(args, "(kk):_acquire_restore", &count, &owner)) {
+            throw cpython::ErrorSet{};
+        }
+        const auto take = [&] { return try_take_rlock(*hub, self); };
+        // A Condition must get its lock back, also when it was cancelled.
+        if (!take() && !sched::wait_until(*hub, self, {.what = "RLock.acquire", .object = self},
+                                          core::Deadline::never(), take, sched::Cancellable::kNo)) {
+            GS_UNREACHABLE();
+        }
+        words_of(self).owner = owner;
+        words_of(self).count = count - 1 + kFirstCount;
+        Py_RETURN_NONE;
+    });
+}
+
+/// Checks where the owner and the count are, by looking at a lock that was acquired twice.
+void find_rlock_words(PyObject* type) {
+    const Ref rlock = steal(PyObject_CallNoArgs(type));
+    steal(PyObject_CallMethod(rlock.ptr(), "acquire", nullptr));
+    steal(PyObject_CallMethod(rlock.ptr(), "acquire", nullptr));
+    const RLockWords& words = words_of(rlock.ptr());
+    const bool is_known = reinterpret_cast<PyTypeObject*>(type)->tp_basicsize >= Py_ssize_t{sizeof(RLockWords)} &&
+                          words.owner == PyThread_get_thread_ident() && words.count == kFirstCount + 1;
+    steal(PyObject_CallMethod(rlock.ptr(), "release", nullptr));
+    steal(PyObject_CallMethod(rlock.ptr(), "release", nullptr));
+    if (!is_known) {
+        cpython::raise(PyExc_ImportError, "gossamer does not know the layout of RLock in this Python");
+    }
+}
+
+}  // namespace
+
+void wake_one_waiter(const void* key) noexcept {
+    core::ParkingLot& lot = core::ParkingLot::instance();
+    if (lot.may_have_waiters(key)) {
+        lot.unpark_one(key);
+    }
+}
+
+void plan_locks(PyObject* thread_module) {
+    constexpr int kKeywords = METH_VARARGS | METH_KEYWORDS;
+    const Ref lock = steal(PyObject_GetAttrString(thread_module, "LockType"));
+    const Replacement acquires[] = {{kKeywords, as_c_function(lock_acquire)}};
+    const Replacement old_acquires[] = {{kKeywords, as_c_function(lock_acquire_old)}};
+    const Replacement enters[] = {{kKeywords, as_c_function(lock_enter)}, {METH_NOARGS, lock_enter_bare}};
+    const Replacement releases[] = {{METH_NOARGS, lock_release}};
+    const Replacement old_releases[] = {{METH_NOARGS, lock_release_old}};
+    const Replacement exits[] = {{METH_VARARGS, lock_exit}};
+    plan_swap(lock.ptr(), "acquire", acquires, original_lock_acquire);
+    plan_swap(lock.ptr(), "acquire_lock", old_acquires, original_lock_acquire_old, true);
+    plan_swap(lock.ptr(), "__enter__", enters, original_lock_enter);
+    plan_swap(lock.ptr(), "release", releases, original_lock_release);
+    plan_swap(lock.ptr(), "release_lock", old_releases, original_lock_release_old, true);
+    plan_swap(lock.ptr(), "__exit__", exits, original_lock_exit);
+
+    const Ref rlock = steal(PyObject_GetAttrString(thread_module, "RLock"));
+    find_rlock_words(rlock.ptr());
+    const Replacement rlock_acquires[] = {{kKeywords, as_c_function(rlock_acquire)}};
+    const Replacement rlock_enters[] = {{kKeywords, as_c_function(rlock_enter)}, {METH_NOARGS, rlock_enter_bare}};
+    const Replacement rlock_releases[] = {{METH_NOARGS, rlock_release}};
+    const Replacement rlock_exits[] = {{METH_VARARGS, rlock_exit}};
+    const Replacement is_owned[] = {{METH_NOARGS, rlock_is_owned}};
+    const Replacement restores[] = {{METH_VARARGS, rlock_acquire_restore}};
+    const Replacement saves[] = {{METH_NOARGS, rlock_release_save}};
+    const Replacement counts[] = {{METH_NOARGS, rlock_recursion_count}};
+    plan_swap(rlock.ptr(), "acquire", rlock_acquires, original_rlock_acquire);
+    plan_swap(rlock.ptr(), "__enter__", rlock_enters, original_rlock_enter);
+    plan_swap(rlock.ptr(), "release", rlock_releases, original_rlock_release);
+    plan_swap(rlock.ptr(), "__exit__", rlock_exits, original_rlock_exit);
+    plan_swap(rlock.ptr(), "_is_owned", is_owned, original_rlock_is_owned);
+    plan_swap(rlock.ptr(), "_acquire_restore", restores, original_rlock_acquire_restore);
+    plan_swap(rlock.ptr(), "_release_save", saves, original_rlock_release_save);
+    plan_swap(rlock.ptr(), "_recursion_count", counts, original_rlock_recursion_count, true);
+}
+
+}  // namespace gossamer::interpose

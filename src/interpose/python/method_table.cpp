@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpython/api.hpp"
+
+#include "interpose/python/method_table.hpp"
+
+#include <atomic>
+#include <vector>
+
+#include "cpython/error.hpp"
+#include "cpython/ref.hpp"
+
+namespace gossamer::interpose {
+
+namespace {
+
+struct Swap {
+    PyMethodDef* definition;
+    PyCFunction original;
+    PyCFunction replacement;
+};
+
+// Process-wide on purpose, as the tables are. Changed under the GIL of the main interpreter, at install and uninstall.
+std::vector<Swap>& swaps() {
+    static auto* list = new std::vector<Swap>;
+    return *list;
+}
+
+bool installed = false;
+
+void store(PyMethodDef& definition, PyCFunction function) noexcept {
+    std::atomic_ref<PyCFunction>(definition.ml_meth).store(function, std::memory_order_release);
+}
+
+}  // namespace
+
+PyMethodDef& method_of(PyObject* owner, const char* name) {
+    cpython::Ref callable;
+    if (PyType_Check(owner)) {
+        PyObject* dict = PyType_GetDict(reinterpret_cast<PyTypeObject*>(owner));
+        callable = cpython::borrow(PyDict_GetItemString(dict, name));
+        Py_DECREF(dict);
+    } else {
+        callable = cpython::Ref::steal_or_null(PyObject_GetAttrString(owner, name));
+    }
+    if (!callable) {
+        PyErr_Clear();
+        cpython::raise(PyExc_AttributeError, "%R has no %s", owner, name);
+    }
+    if (PyCFunction_Check(callable.ptr())) {
+        return *reinterpret_cast<PyCFunctionObject*>(callable.ptr())->m_ml;
+    }
+    if (Py_IS_TYPE(callable.ptr(), &PyMethodDescr_Type)) {
+        return *reinterpret_cast<PyMethodDescrObject*>(callable.ptr())->d_method;
+    }
+    cpython::raise(PyExc_ImportError,
+                   "gossamer cannot take over %R: it is not a C function here (it was replaced, or this Python is new)",
+                   callable.ptr());
+}
+
+void plan_swap(PyObject* owner, const char* name, std::span<const Replacement> replacements, PyCFunction& original,
+               bool optional) {
+    if (optional && !PyObject_HasAttrString(owner, name)) {
+        return;
+    }
+    PyMethodDef& definition = method_of(owner, name);
+    for (const Replacement& candidate : replacements) {
+        if (candidate.flags == definition.ml_flags) {
+            original = definition.ml_meth;
+            swaps().push_back({&definition, definition.ml_meth, candidate.function});
+            return;
+        }
+    }
+    cpython::raise(PyExc_ImportError, "gossamer does not know the calling convention (%d) of %R.%s in this Python",
+                   definition.ml_flags, owner, name);
+}
+
+void install_planned() noexcept {
+    installed = true;
+    for (const Swap& swap : swaps()) {
+        store(*swap.definition, swap.replacement);
+    }
+}
+
+void uninstall_all() noexcept {
+    installed = false;
+    for (const Swap& swap : swaps()) {
+        store(*swap.definition, swap.original);
+    }
+}
+
+bool is_installed() noexcept { return installed; }
+
+}  // namespace gossamer::interpose

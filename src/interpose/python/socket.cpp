@@ -1,0 +1,619 @@
+// SPDX-License-Identifier: Apache-2.0
+// _socket.socket: every waiting method tries its system call first, without the descriptor's own blocking mode
+// (MSG_DONTWAIT), and parks on EAGAIN.
+//
+// recv, recv_into, send and sendall are our own, for speed. The others run the original on a NonBlockingShadow. Two calls
+// have no MSG_DONTWAIT: accept, for which the listening descriptor is made non-blocking for good (an OS thread that uses
+// the same object waits with poll(2) instead), and connect, for which it is while the call lasts.
+#include "cpython/api.hpp"
+
+#include <atomic>
+#include <cerrno>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include "cpython/args.hpp"
+#include "cpython/ref.hpp"
+#include "interpose/python/install.hpp"
+#include "interpose/python/method_table.hpp"
+#include "interpose/python/name_resolution.hpp"
+#include "interpose/python/socket_object.hpp"
+#include "sched/wait.hpp"
+
+namespace gossamer::interpose {
+
+using core::Interest;
+using cpython::ErrorSet;
+using cpython::guarded;
+using cpython::Ref;
+using cpython::steal;
+using sched::Hub;
+
+namespace {
+
+PyCFunction original_accept = nullptr;
+PyCFunction original_connect = nullptr;
+PyCFunction original_connect_ex = nullptr;
+PyCFunction original_recv = nullptr;
+PyCFunction original_recv_into = nullptr;
+PyCFunction original_recvfrom = nullptr;
+PyCFunction original_recvfrom_into = nullptr;
+PyCFunction original_recvmsg = nullptr;
+PyCFunction original_recvmsg_into = nullptr;
+PyCFunction original_send = nullptr;
+PyCFunction original_sendall = nullptr;
+PyCFunction original_sendto = nullptr;
+PyCFunction original_sendmsg = nullptr;
+PyCFunction original_close = nullptr;
+PyCFunction original_detach = nullptr;
+wrapperfunc_kwds original_init_wrapper = nullptr;
+
+/// The running hub if the socket's method would wait, else null: the original is called then.
+Hub* hub_for(PyObject* self) noexcept { return words_of_socket(self).waits() ? Hub::current() : nullptr; }
+
+[[noreturn]] void raise_socket_error(PyObject* self, int error) {
+    errno = error;
+    words_of_socket(self).error_handler();
+    throw ErrorSet{};
+}
+
+/// One wait of one call; keeps the deadline over several parks.
+class Patience final {
+public:
+    Patience(Hub& hub, PyObject* self, Interest interest, const char* what) noexcept
+        : hub_(hub), self_(self), interest_(interest), what_(what) {}
+
+    /// Parks until the socket may be ready. Throws ErrorSet: TimeoutError, OSError when it was closed meanwhile.
+    void wait() {
+        const SocketWords& words = words_of_socket(self_);
+        if (words.fd < 0) {
+            raise_socket_error(self_, EBADF);
+        }
+        if (!is_started_) {
+            deadline_ = socket_deadline(hub_, words);
+            is_started_ = true;
+        }
+        if (!sched::wait_for_fd(hub_, words.fd, self_, interest_, what_, deadline_)) {
+            raise_socket_timeout();
+        }
+    }
+
+private:
+    Hub& hub_;
+    PyObject* const self_;
+    const Interest interest_;
+    const char* const what_;
+    core::Deadline deadline_ = core::Deadline::never();
+    bool is_started_ = false;
+};
+
+/// Calls `attempt(fd)` (a system call: result, or -1 and errno) until it does not say EAGAIN, parking between.
+template <typename Attempt>
+ssize_t read_with(Hub& hub, PyObject* self, const char* what, std::size_t wanted, int flags, Attempt attempt) {
+    Patience patience(hub, self, Interest::kRead, what);
+    for (;;) {
+        const SocketWords& words = words_of_socket(self);
+        if (words.fd < 0) {
+            raise_socket_error(self, EBADF);
+        }
+        core::FdEntry& entry = hub.reactor().entry(words.fd, self);
+        if (entry.may_be_readable) {
+            const ssize_t size = attempt(words.fd);
+            if (size >= 0) {
+                // Drained: the next read would say EAGAIN, so it waits for the next edge at once.
+                if (static_cast<std::size_t>(size) < wanted && size > 0 && flags == 0 && words.is_byte_stream() &&
+                    entry.is_registered && !entry.is_hung_up && !entry.has_urgent_data) {
+                    entry.may_be_readable = false;
+                }
+                return size;
+            }
+            if (errno == EINTR) {
+                cpython::check(PyErr_CheckSignals());
+                continue;
+            }
+            if (errno != EAGAIN && errno != EWOULDBLOCK) {
+                raise_socket_error(self, errno);
+            }
+            entry.may_be_readable = entry.is_hung_up;
+        }
+        patience.wait();
+    }
+}
+
+/// Sends once, as much as the kernel takes.
+ssize_t send_once(Hub& hub, PyObject* self, Patience& patience, const char* from, std::size_t size, int flags) {
+    for (;;) {
+        const int fd = words_of_socket(self).fd;
+        if (fd < 0) {
+            raise_socket_error(self, EBADF);
+        }
+        const ssize_t sent = ::send(fd, from, size, flags | MSG_DONTWAIT);
+        if (sent >= 0) {
+            return sent;
+        }
+        if (errno == EINTR) {
+            cpython::check(PyErr_CheckSignals());
+        } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+            patience.wait();
+        } else {
+            raise_socket_error(self, errno);
+        }
+    }
+    static_cast<void>(hub);
+}
+
+class Buffer final {
+public:
+    Buffer() noexcept = default;
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    ~Buffer() {
+        if (view.obj != nullptr) {
+            PyBuffer_Release(&view);
+        }
+    }
+    char* bytes() const noexcept { return static_cast<char*>(view.buf); }
+    std::size_t size() const noexcept { return static_cast<std::size_t>(view.len); }
+
+    Py_buffer view{};
+};
+
+PyObject* recv(PyObject* self, PyObject* args) {
+    Hub* hub = hub_for(self);
+    if (hub == nullptr) {
+        return original_recv(self, args);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        Py_ssize_t wanted = 0;
+        int flags = 0;
+        if (!PyArg_ParseTuple(args, "n|i:recv", &wanted, &flags)) {
+            throw ErrorSet{};
+        }
+        if (wanted < 0) {
+            cpython::raise(PyExc_ValueError, "negative buffersize in recv");
+        }
+        PyObject* bytes = nullptr;
+        const auto attempt = [&](int fd) -> ssize_t {
+            // Made for each try, so that a parked reader holds no buffer.
+            bytes = steal(PyBytes_FromStringAndSize(nullptr, wanted)).release();
+            const ssize_t size = ::recv(fd, PyBytes_AS_STRING(bytes), static_cast<std::size_t>(wanted),
+                                        flags | MSG_DONTWAIT);
+            if (size < 0) {
+                const int error = errno;
+                Py_CLEAR(bytes);
+                errno = error;
+            }
+            return size;
+        };
+        const ssize_t size = read_with(*hub, self, "socket.recv", static_cast<std::size_t>(wanted), flags, attempt);
+        if (size != wanted) {
+            _PyBytes_Resize(&bytes, size);  // sets bytes to null and the error indicator when it fails
+        }
+        return bytes;
+    });
+}
+
+PyObject* recv_into(PyObject* self, PyObject* args, PyObject* kwargs) {
+    Hub* hub = hub_for(self);
+    if (hub == nullptr) {
+        return as<KeywordFunction>(original_recv_into)(self, args, kwargs);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        static const char* const names[] = {"buffer", "nbytes", "flags", nullptr};
+        Buffer buffer;
+        Py_ssize_t wanted = 0;
+        int flags = 0;
+        if (!PyArg_ParseTupleAndKeywords(args, kwargs, "w*|ni:recv_into", const_cast<char**>(names), &buffer.view,
+                                         &wanted, &flags)) {
+            throw ErrorSet{};
+        }
+        if (wanted < 0) {
+            cpython::raise(PyExc_ValueError, "negative buffersize in recv_into");
+        }
+        if (buffer.view.len < wanted) {
+            cpython::raise(PyExc_ValueError, "buffer too small for requested bytes");
+        }
+        const std::size_t size = wanted == 0 ? buffer.size() : static_cast<std::size_t>(wanted);
+        return PyLong_FromSsize_t(read_with(*hub, self, "socket.recv_into", size, flags, [&](int fd) {
+            return ::recv(fd, buffer.bytes(), size, flags | MSG_DONTWAIT);
+        }));
+    });
+}
+
+PyObject* send(PyObject* self, PyObject* args) {
+    Hub* hub = hub_for(self);
+    if (hub == nullptr) {
+        return original_send(self, args);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        Buffer buffer;
+        int flags = 0;
+        if (!PyArg_ParseTuple(args, "y*|i:send", &buffer.view, &flags)) {
+            throw ErrorSet{};
+        }
+        Patience patience(*hub, self, Interest::kWrite, "socket.send");
+        return PyLong_FromSsize_t(send_once(*hub, self, patience, buffer.bytes(), buffer.size(), flags));
+    });
+}
+
+PyObject* sendall(PyObject* self, PyObject* args) {
+    Hub* hub = hub_for(self);
+    if (hub == nullptr) {
+        return original_sendall(self, args);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        Buffer buffer;
+        int flags = 0;
+        if (!PyArg_ParseTuple(args, "y*|i:sendall", &buffer.view, &flags)) {
+            throw ErrorSet{};
+        }
+        Patience patience(*hub, self, Interest::kWrite, "socket.sendall");
+        std::size_t done = 0;
+        do {
+            done += static_cast<std::size_t>(
+                send_once(*hub, self, patience, buffer.bytes() + done, buffer.size() - done, flags));
+        } while (done < buffer.size());
+        Py_RETURN_NONE;
+    });
+}
+
+/// Runs `original_call(shadow)` until it does not raise BlockingIOError, parking between.
+template <typename Call>
+PyObject* retried(Hub& hub, PyObject* self, Interest interest, const char* what, Call original_call) {
+    Patience patience(hub, self, interest, what);
+    for (;;) {
+        core::FdEntry* entry =
+            words_of_socket(self).fd < 0 ? nullptr : &hub.reactor().entry(words_of_socket(self).fd, self);
+        if (entry == nullptr || interest != Interest::kRead || entry->may_be_readable) {
+            NonBlockingShadow shadow(self);
+            PyObject* result = original_call(shadow.object());
+            if (result != nullptr || !PyErr_ExceptionMatches(PyExc_BlockingIOError)) {
+                return result;
+            }
+            PyErr_Clear();
+            if (entry != nullptr && interest == Interest::kRead) {
+                entry->may_be_readable = entry->is_hung_up;
+            }
+        }
+        patience.wait();
+    }
+}
+
+/// `args` with MSG_DONTWAIT added to the flags at `index`, which are 0 when left out; what lies between gets `fillers`.
+Ref with_dontwait(PyObject* args, Py_ssize_t index, std::initializer_list<PyObject*> fillers) {
+    const Py_ssize_t given = PyTuple_GET_SIZE(args);
+    const Py_ssize_t size = given > index ? given : index + 1;
+    Ref result = steal(PyTuple_New(size));
+    for (Py_ssize_t position = 0; position < size; ++position) {
+        PyObject* item = nullptr;
+        if (position == index) {
+            long flags = 0;
+            if (position < given) {
+                flags = PyLong_AsLong(PyTuple_GET_ITEM(args, position));
+                if (flags == -1 && PyErr_Occurred()) {
+                    throw ErrorSet{};
+                }
+            }
+            item = steal(PyLong_FromLong(flags | MSG_DONTWAIT)).release();
+        } else if (position < given) {
+            item = Py_NewRef(PyTuple_GET_ITEM(args, position));
+        } else {
+            item = Py_NewRef(fillers.begin()[position - 1]);
+        }
+        PyTuple_SET_ITEM(result.ptr(), position, item);
+    }
+    return result;
+}
+
+/// A read whose original takes positional arguments with the flags at `flags_index`.
+PyObject* read_by_original(PyCFunction original, const char* what, PyObject* self, PyObject* args,
+                           Py_ssize_t flags_index) {
+    Hub* hub = hub_for(self);
+    if (hub == nullptr || PyTuple_GET_SIZE(args) == 0) {
+        return original(self, args);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        const Ref zero = steal(PyLong_FromLong(0));
+        const Ref arguments = with_dontwait(args, flags_index, {zero.ptr(), zero.ptr()});
+        return retried(*hub, self, Interest::kRead, what,
+                       [&](PyObject* shadow) { return original(shadow, arguments.ptr()); });
+    });
+}
+
+PyObject* recvfrom(PyObject* self, PyObject* args) {
+    return read_by_original(original_recvfrom, "socket.recvfrom", self, args, 1);
+}
+PyObject* recvmsg(PyObject* self, PyObject* args) {
+    return read_by_original(original_recvmsg, "socket.recvmsg", self, args, 2);
+}
+PyObject* recvmsg_into(PyObject* self, PyObject* args) {
+    return read_by_original(original_recvmsg_into, "socket.recvmsg_into", self, args, 2);
+}
+
+PyObject* recvfrom_into(PyObject* self, PyObject* args, PyObject* kwargs) {
+    Hub* hub = hub_for(self);
+    if (hub == nullptr) {
+        return as<KeywordFunction>(original_recvfrom_into)(self, args, kwargs);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        static const char* const names[] = {"buffer", "nbytes", "flags", nullptr};
+        PyObject* buffer = nullptr;
+        Py_ssize_t wanted = 0;
+        int flags = 0;
+        if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|ni:recvfrom_into", const_cast<char**>(names), &buffer,
+                                         &wanted, &flags)) {
+            throw ErrorSet{};
+        }
+        const Ref arguments = steal(Py_BuildValue("(Oni)", buffer, wanted, flags | MSG_DONTWAIT));
+        return retried(*hub, self, Interest::kRead, "socket.recvfrom_into", [&](PyObject* shadow) {
+            return as<KeywordFunction>(original_recvfrom_into)(shadow, arguments.ptr(), nullptr);
+        });
+    });
+}
+
+PyObject* sendto(PyObject* self, PyObject* args) {
+    Hub* hub = hub_for(self);
+    const Py_ssize_t count = PyTuple_GET_SIZE(args);
+    if (hub == nullptr || count < 2 || count > 3) {
+        return original_sendto(self, args);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        PyObject* address = PyTuple_GET_ITEM(args, count - 1);
+        const Ref resolved = resolve_address(*hub, words_of_socket(self).family, words_of_socket(self).type, address);
+        PyObject* flags = count == 3 ? PyTuple_GET_ITEM(args, 1) : nullptr;
+        const long bits = flags == nullptr ? 0 : PyLong_AsLong(flags);
+        if (bits == -1 && PyErr_Occurred()) {
+            throw ErrorSet{};
+        }
+        const Ref arguments =
+            steal(Py_BuildValue("(OlO)", PyTuple_GET_ITEM(args, 0), bits | MSG_DONTWAIT, resolved.ptr()));
+        return retried(*hub, self, Interest::kWrite, "socket.sendto",
+                       [&](PyObject* shadow) { return original_sendto(shadow, arguments.ptr()); });
+    });
+}
+
+PyObject* sendmsg(PyObject* self, PyObject* args) {
+    Hub* hub = hub_for(self);
+    if (hub == nullptr || PyTuple_GET_SIZE(args) == 0) {
+        return original_sendmsg(self, args);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        const Ref empty = steal(PyTuple_New(0));
+        const Ref arguments = with_dontwait(args, 2, {empty.ptr(), empty.ptr()});
+        return retried(*hub, self, Interest::kWrite, "socket.sendmsg",
+                       [&](PyObject* shadow) { return original_sendmsg(shadow, arguments.ptr()); });
+    });
+}
+
+// ---- accept ----
+
+/// For an OS thread that uses a listening socket which we made non-blocking: waits as a blocking accept would.
+PyObject* accept_on_os_thread(PyObject* self, PyObject* unused) {
+    for (;;) {
+        PyObject* result = original_accept(self, unused);
+        if (result != nullptr || !words_of_socket(self).is_blocking() ||
+            !PyErr_ExceptionMatches(PyExc_BlockingIOError)) {
+            return result;
+        }
+        PyErr_Clear();
+        pollfd descriptor{.fd = words_of_socket(self).fd, .events = POLLIN, .revents = 0};
+        PyThreadState* tstate = PyEval_SaveThread();
+        const int count = ::poll(&descriptor, 1, -1);
+        const int error = errno;
+        PyEval_RestoreThread(tstate);
+        if (count < 0 && error == EINTR && PyErr_CheckSignals() < 0) {
+            return nullptr;
+        }
+    }
+}
+
+void make_non_blocking(int fd) noexcept {
+    const int flags = ::fcntl(fd, F_GETFL);
+    if (flags >= 0 && (flags & O_NONBLOCK) == 0) {
+        ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+    }
+}
+
+PyObject* accept(PyObject* self, PyObject* unused) {
+    Hub* hub = Hub::current();
+    if (hub == nullptr || !words_of_socket(self).waits()) {
+        return accept_on_os_thread(self, unused);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        const SocketWords& words = words_of_socket(self);
+        if (words.is_blocking() && words.fd >= 0 && !hub->reactor().entry(words.fd, self).is_registered) {
+            make_non_blocking(words.fd);
+        }
+        PyObject* result = retried(*hub, self, Interest::kRead, "socket.accept",
+                                   [&](PyObject* shadow) { return original_accept(shadow, unused); });
+        if (result != nullptr) {
+            const long fd = PyLong_AsLong(PyTuple_GET_ITEM(result, 0));
+            hub->reactor().forget(static_cast<int>(fd));  // what is known of the number is of an earlier file
+        }
+        return result;
+    });
+}
+
+// ---- connect ----
+
+/// Sets O_NONBLOCK for as long as it lives.
+class NonBlockingFor final {
+public:
+    explicit NonBlockingFor(int fd) noexcept : fd_(fd), flags_(::fcntl(fd, F_GETFL)) {
+        if (flags_ >= 0 && (flags_ & O_NONBLOCK) == 0) {
+            ::fcntl(fd_, F_SETFL, flags_ | O_NONBLOCK);
+        }
+    }
+    NonBlockingFor(const NonBlockingFor&) = delete;
+    NonBlockingFor& operator=(const NonBlockingFor&) = delete;
+    ~NonBlockingFor() {
+        if (flags_ >= 0 && (flags_ & O_NONBLOCK) == 0) {
+            ::fcntl(fd_, F_SETFL, flags_);
+        }
+    }
+
+private:
+    const int fd_;
+    const int flags_;
+};
+
+/// Starts to connect and parks until it is decided. Returns 0 or the error; EAGAIN: the time-out passed. Throws ErrorSet
+/// for everything that is not an error of the connection (a bad address, a cancellation).
+int connect_and_wait(Hub& hub, PyObject* self, PyObject* address) {
+    const SocketWords& words = words_of_socket(self);
+    const Ref resolved = resolve_address(hub, words.family, words.type, address);
+    const core::Deadline deadline = socket_deadline(hub, words);
+    int error = 0;
+    {
+        const NonBlockingFor non_blocking(words.fd);
+        NonBlockingShadow shadow(self);
+        const Ref result = steal(original_connect_ex(shadow.object(), resolved.ptr()));
+        error = static_cast<int>(PyLong_AsLong(result.ptr()));
+    }
+    hub.reactor().entry(words.fd, self).is_registered = false;  // a socket that was not connected reported a hang-up
+    hub.reactor().entry(words.fd, self).is_hung_up = false;
+    while (error == EAGAIN && words.family == AF_UNIX) {
+        // The listener's queue is full, and the kernel has no event for its end (connect(2)): look again, ever less often.
+        const core::Deadline next = hub.deadline_after(core::Nanoseconds(2'000'000));
+        if (deadline < next) {
+            return EAGAIN;
+        }
+        sched::sleep_until(hub, next);
+        const NonBlockingFor non_blocking(words.fd);
+        NonBlockingShadow shadow(self);
+        const Ref result = steal(original_connect_ex(shadow.object(), resolved.ptr()));
+        error = static_cast<int>(PyLong_AsLong(result.ptr()));
+    }
+    if (error != EINPROGRESS && error != EINTR) {
+        return error;
+    }
+    if (!sched::wait_for_fd(hub, words.fd, self, Interest::kWrite, "socket.connect", deadline)) {
+        return EAGAIN;
+    }
+    socklen_t size = sizeof error;
+    if (words.fd < 0 || ::getsockopt(words.fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0) {
+        return words.fd < 0 ? EBADF : errno;
+    }
+    return error == EISCONN ? 0 : error;
+}
+
+PyObject* connect(PyObject* self, PyObject* address) {
+    Hub* hub = hub_for(self);
+    if (hub == nullptr || words_of_socket(self).fd < 0) {
+        return original_connect(self, address);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        const int error = connect_and_wait(*hub, self, address);
+        if (error == EAGAIN) {
+            raise_socket_timeout();
+        }
+        if (error != 0) {
+            raise_socket_error(self, error);
+        }
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* connect_ex(PyObject* self, PyObject* address) {
+    Hub* hub = hub_for(self);
+    if (hub == nullptr || words_of_socket(self).fd < 0) {
+        return original_connect_ex(self, address);
+    }
+    return guarded<PyObject*>(nullptr, [&] { return PyLong_FromLong(connect_and_wait(*hub, self, address)); });
+}
+
+// ---- the life of a descriptor ----
+
+/// Wakes who waits for the descriptor before it goes, so that they see EBADF instead of waiting for ever.
+void forget(PyObject* self) noexcept {
+    Hub* hub = Hub::current();
+    const int fd = words_of_socket(self).fd;
+    if (hub != nullptr && fd >= 0) {
+        hub->reactor().forget(fd);
+    }
+}
+
+PyObject* close(PyObject* self, PyObject* unused) {
+    forget(self);
+    return original_close(self, unused);
+}
+
+PyObject* detach(PyObject* self, PyObject* unused) {
+    forget(self);
+    return original_detach(self, unused);
+}
+
+/// `_socket.socket.__init__`: the new object may have the address and the number of one that died unclosed.
+PyObject* init_wrapper(PyObject* self, PyObject* args, void* wrapped, PyObject* kwargs) {
+    PyObject* result = original_init_wrapper(self, args, wrapped, kwargs);
+    if (result != nullptr) {
+        forget(self);
+    }
+    return result;
+}
+
+wrapperbase replaced_init_base;
+
+void plan_init(PyObject* type) {
+    PyObject* dict = PyType_GetDict(reinterpret_cast<PyTypeObject*>(type));
+    PyObject* init = PyDict_GetItemString(dict, "__init__");
+    Py_DECREF(dict);
+    if (init == nullptr || !Py_IS_TYPE(init, &PyWrapperDescr_Type)) {
+        cpython::raise(PyExc_ImportError, "gossamer cannot take over _socket.socket.__init__ in this Python");
+    }
+    // Safety: d_base is only read; the copy is the same but for the wrapper that it names.
+    auto* descriptor = reinterpret_cast<PyWrapperDescrObject*>(init);
+    if (original_init_wrapper == nullptr) {
+        replaced_init_base = *descriptor->d_base;
+        original_init_wrapper = reinterpret_cast<wrapperfunc_kwds>(reinterpret_cast<void (*)()>(replaced_init_base.wrapper));
+        replaced_init_base.wrapper = reinterpret_cast<wrapperfunc>(reinterpret_cast<void (*)()>(&init_wrapper));
+        replaced_init_base.flags |= PyWrapperFlag_KEYWORDS;
+    }
+    descriptor->d_base = &replaced_init_base;
+}
+
+void find_socket_words(PyObject* type) {
+    const Ref socket = steal(PyObject_CallFunction(type, "ii", AF_UNIX, SOCK_DGRAM));
+    steal(PyObject_CallMethod(socket.ptr(), "settimeout", "d", 1.25));
+    const Ref fileno = steal(PyObject_CallMethod(socket.ptr(), "fileno", nullptr));
+    const SocketWords& words = words_of_socket(socket.ptr());
+    const bool is_known = reinterpret_cast<PyTypeObject*>(type)->tp_basicsize >= Py_ssize_t{sizeof(SocketWords)} &&
+                          words.fd == PyLong_AsLong(fileno.ptr()) && words.family == AF_UNIX &&
+                          words.type == SOCK_DGRAM && words.timeout_nanoseconds == 1'250'000'000;
+    steal(PyObject_CallMethod(socket.ptr(), "close", nullptr));
+    if (!is_known) {
+        cpython::raise(PyExc_ImportError, "gossamer does not know the layout of socket objects in this Python");
+    }
+}
+
+}  // namespace
+
+void plan_socket() {
+    constexpr int kKeywords = METH_VARARGS | METH_KEYWORDS;
+    const Ref module = steal(PyImport_ImportModule("_socket"));
+    const Ref type = steal(PyObject_GetAttrString(module.ptr(), "socket"));
+    find_socket_words(type.ptr());
+    const auto plan = [&](const char* name, int flags, PyCFunction function, PyCFunction& original) {
+        const Replacement replacements[] = {{flags, function}};
+        plan_swap(type.ptr(), name, replacements, original);
+    };
+    plan("_accept", METH_NOARGS, accept, original_accept);
+    plan("connect", METH_O, connect, original_connect);
+    plan("connect_ex", METH_O, connect_ex, original_connect_ex);
+    plan("recv", METH_VARARGS, recv, original_recv);
+    plan("recv_into", kKeywords, as_c_function(recv_into), original_recv_into);
+    plan("recvfrom", METH_VARARGS, recvfrom, original_recvfrom);
+    plan("recvfrom_into", kKeywords, as_c_function(recvfrom_into), original_recvfrom_into);
+    plan("recvmsg", METH_VARARGS, recvmsg, original_recvmsg);
+    plan("recvmsg_into", METH_VARARGS, recvmsg_into, original_recvmsg_into);
+    plan("send", METH_VARARGS, send, original_send);
+    plan("sendall", METH_VARARGS, sendall, original_sendall);
+    plan("sendto", METH_VARARGS, sendto, original_sendto);
+    plan("sendmsg", METH_VARARGS, sendmsg, original_sendmsg);
+    plan("close", METH_NOARGS, close, original_close);
+    plan("detach", METH_NOARGS, detach, original_detach);
+    plan_init(type.ptr());
+}
+
+}  // namespace gossamer::interpose

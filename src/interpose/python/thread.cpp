@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+// The functions of the `_thread` module: identity, starting, ending, counting.
+#include "cpython/api.hpp"
+
+#include <atomic>
+#include <memory>
+
+#include "core/parking_lot.hpp"
+#include "cpython/ref.hpp"
+#include "interpose/python/install.hpp"
+#include "interpose/python/method_table.hpp"
+#include "interpose/python/thread_parts.hpp"
+#include "sched/wait.hpp"
+
+#if PY_VERSION_HEX < 0x030D0000
+extern "C" void _PyErr_WriteUnraisableMsg(const char* message, PyObject* object);
+#endif
+
+namespace gossamer::interpose {
+
+using cpython::guarded;
+using cpython::Ref;
+using cpython::steal;
+using sched::Hub;
+using sched::VirtualThread;
+
+namespace {
+
+PyCFunction original_get_ident = nullptr;
+PyCFunction original_count = nullptr;
+PyCFunction original_start_new_thread = nullptr;
+PyCFunction original_start_new = nullptr;
+PyCFunction original_start_joinable_thread = nullptr;
+PyCFunction original_set_sentinel = nullptr;
+PyCFunction original_shutdown = nullptr;
+PyCFunction original_main_ident = nullptr;
+PyCFunction original_excepthook = nullptr;
+PyCFunction original_interrupt_main = nullptr;
+
+std::atomic<bool> error_was_lost{false};
+
+/// What a started thread runs; the virtual thread owns it until it ends.
+struct Start {
+    Ref function;
+    Ref args;
+    Ref kwargs;
+    Ref handle;  // _ThreadHandle, or null
+};
+
+void report_unraisable(PyObject* function) {
+#if PY_VERSION_HEX >= 0x030D0000
+    PyErr_FormatUnraisable("Exception ignored in thread started by %R", function);
+#else
+    _PyErr_WriteUnraisableMsg("in thread started by", function);
+#endif
+}
+
+/// Ends what 3.12's threading waits for: the lock that _set_sentinel() made for this thread.
+void release_end_lock(VirtualThread& thread) noexcept {
+    const Ref lock = Ref::steal_or_null(std::exchange(thread.end_lock, nullptr));
+    if (!lock) {
+        return;
+    }
+    const Ref is_locked = Ref::steal_or_null(PyObject_CallMethod(lock.ptr(), "locked", nullptr));
+    const Ref released = is_locked.ptr() == Py_True
+                             ? Ref::steal_or_null(PyObject_CallMethod(lock.ptr(), "release", nullptr))
+                             : cpython::borrow(Py_None);
+    if (!is_locked || !released) {
+        PyErr_WriteUnraisable(lock.ptr());
+    }
+}
+
+void run_started(VirtualThread& thread, void* argument) {
+    const std::unique_ptr<Start> start(static_cast<Start*>(argument));
+    const Ref result = Ref::steal_or_null(
+        PyObject_Call(start->function.ptr(), start->args.ptr(), start->kwargs.ptr()));
+    if (!result) {
+        if (PyErr_ExceptionMatches(PyExc_SystemExit)) {
+            PyErr_Clear();  // ends the thread alone, as in _threadmodule.c
+        } else {
+            report_unraisable(start->function.ptr());
+        }
+    }
+    start->function.reset();
+    start->args.reset();
+    start->kwargs.reset();
+    // Thread-local data dies before the thread counts as ended, as an OS thread's does.
+    cpython::FiberState::clear_thread_data(thread.hub().tstate());
+    release_end_lock(thread);
+    if (start->handle) {
+        finish_handle(start->handle.ptr());
+    }
+    core::ParkingLot::instance().unpark_all(&thread.hub());  // join_non_daemons
+}
+
+VirtualThread& start_virtual(Hub& hub, Ref function, Ref args, Ref kwargs, Ref handle, bool is_daemon) {
+    if (hub.is_closing) {
+        cpython::raise(PyExc_RuntimeError, "can't create new thread at interpreter shutdown");
+    }
+    auto start = std::make_unique<Start>(
+        Start{std::move(function), std::move(args), std::move(kwargs), std::move(handle)});
+    VirtualThread& thread = hub.spawn({.run = &run_started, .argument = start.get()}, hub.thread_stack_bytes);
+    thread.is_daemon = is_daemon;
+    if (start->handle) {
+        start_handle(start->handle.ptr(), thread.ident());
+    }
+    start.release();
+    return thread;
+}
+
+Hub* hub_that_makes_threads_virtual() noexcept {
+    Hub* hub = Hub::current();
+    return hub != nullptr && hub->makes_threads_virtual ? hub : nullptr;
+}
+
+PyObject* start_new_thread_with(PyCFunction original, PyObject* module, PyObject* args) {
+    Hub* hub = hub_that_makes_threads_virtual();
+    if (hub == nullptr) {
+        return original(module, args);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        PyObject* function = nullptr;
+        PyObject* arguments = nullptr;
+        PyObject* keywords = nullptr;
+        if (!PyArg_UnpackTuple(args, "start_new_thread", 2, 3, &function, &arguments, &keywords)) {
+            throw cpython::ErrorSet{};
+        }
+        if (!PyCallable_Check(function)) {
+            cpython::raise(PyExc_TypeError, "first arg must be callable");
+        }
+        if (!PyTuple_Check(arguments)) {
+            cpython::raise(PyExc_TypeError, "2nd arg must be a tuple");
+        }
+        if (keywords != nullptr && !PyDict_Check(keywords)) {
+            cpython::raise(PyExc_TypeError, "optional 3rd arg must be a dictionary");
+        }
+        cpython::check(PySys_Audit("_thread.start_new_thread", "OOO", function, arguments,
+                                   keywords == nullptr ? Py_None : keywords));
+        // Whether threading waits for it at the end is told by the lock of _set_sentinel, or by nobody.
+        VirtualThread& thread = start_virtual(*hub, cpython::borrow(function), cpython::borrow(arguments),
+                                              cpython::borrow(keywords), Ref(), true);
+        return PyLong_FromUnsignedLong(thread.ident());
+    });
+}
+
+PyObject* start_new_thread(PyObject* module, PyObject* args) {
+    return start_new_thread_with(original_start_new_thread, module, args);
+}
+PyObject* start_new(PyObject* module, PyObject* args) { return start_new_thread_with(original_start_new, module, args); }
+
+PyObject* start_joinable_thread(PyObject* module, PyObject* args, PyObject* kwargs) {
+    Hub* hub = hub_that_makes_threads_virtual();
+    if (hub == nullptr) {
+        return as<KeywordFunction>(original_start_joinable_thread)(module, args, kwargs);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        static const char* const names[] = {"function", "handle", "daemon", nullptr};
+        PyObject* function = nullptr;
+        PyObject* handle = nullptr;
+        int is_daemon = 1;
+        if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|Op:start_joinable_thread", const_cast<char**>(names),
+                                         &function, &handle, &is_daemon)) {
+            throw cpython::ErrorSet{};
+        }
+        if (!PyCallable_Check(function)) {
+            cpython::raise(PyExc_TypeError, "thread function must be callable");
+        }
+        const Ref handle_type = steal(PyObject_GetAttrString(module, "_ThreadHandle"));
+        if (handle != nullptr && handle != Py_None && !Py_IS_TYPE(handle, reinterpret_cast<PyTypeObject*>(handle_type.ptr()))) {
+            cpython::raise(PyExc_TypeError, "'handle' must be a _ThreadHandle");
+        }
+        cpython::check(PySys_Audit("_thread.start_joinable_thread", "OiO", function, is_daemon,
+                                   handle == nullptr ? Py_None : handle));
+        Ref owned = handle == nullptr || handle == Py_None ? steal(PyObject_CallNoArgs(handle_type.ptr()))
+                                                           : cpython::borrow(handle);
+        Ref result = cpython::borrow(owned.ptr());
+        start_virtual(*hub, cpython::borrow(function), steal(PyTuple_New(0)), Ref(), std::move(owned), is_daemon != 0);
+        return result.release();
+    });
+}
+
+PyObject* get_ident(PyObject* module, PyObject* unused) {
+    Hub* hub = Hub::current();
+    return hub == nullptr ? original_get_ident(module, unused) : PyLong_FromUnsignedLong(hub->running().ident());
+}
+
+PyObject* count(PyObject* module, PyObject* unused) {
+    Hub* hub = Hub::current();
+    PyObject* os_threads = original_count(module, unused);
+    if (hub == nullptr || os_threads == nullptr) {
+        return os_threads;
+    }
+    const long total = PyLong_AsLong(os_threads) + static_cast<long>(hub->live_count()) - 1;
+    Py_DECREF(os_threads);
+    return PyLong_FromLong(total);
+}
+
+PyObject* set_sentinel(PyObject* module, PyObject* unused) {
+    Hub* hub = Hub::current();
+    if (hub == nullptr || hub->running().is_main()) {
+        return original_set_sentinel(module, unused);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        Ref lock = steal(PyObject_CallMethod(module, "allocate_lock", nullptr));
+        const Ref old = Ref::steal_or_null(std::exchange(hub->running().end_lock, Py_NewRef(lock.ptr())));
+        return lock.release();
+    });
+}
+
+PyObject* main_ident(PyObject* module, PyObject* unused) {
+    Hub* hub = Hub::current();
+    if (hub == nullptr || !hub->is_main_thread_hub()) {
+        return original_main_ident(module, unused);
+    }
+    return PyLong_FromUnsignedLong(hub->main().ident());
+}
+
+PyObject* shutdown(PyObject* module, PyObject* unused) {
+    if (Hub::current() != nullptr) {
+        const bool joined = guarded(false, [] {
+            join_non_daemons();
+            return true;
+        });
+        if (!joined) {
+            PyErr_WriteUnraisable(nullptr);  // interrupted: told and left, as the original does
+            Py_RETURN_NONE;
+        }
+    }
+    return original_shutdown(module, unused);
+}
+
+PyObject* excepthook(PyObject* module, PyObject* args) {
+    PyObject* type = PyTuple_Check(args) && PyTuple_GET_SIZE(args) > 0 ? PyTuple_GET_ITEM(args, 0) : nullptr;
+    if (type != PyExc_SystemExit) {
+        error_was_lost = true;
+    }
+    return original_excepthook(module, args);
+}
+
+PyObject* interrupt_main(PyObject* module, PyObject* args) {
+    PyObject* result = original_interrupt_main(module, args);
+    Hub* hub = Hub::current();
+    if (hub != nullptr && result != nullptr) {
+        hub->look_soon();
+    }
+    return result;
+}
+
+}  // namespace
+
+bool was_error_lost() noexcept { return error_was_lost; }
+
+void join_non_daemons() {
+    Hub& hub = *Hub::current();
+    const auto is_over = [&hub] {
+        core::IntrusiveList<VirtualThread>& roster = hub.roster();
+        for (VirtualThread* thread = roster.front(); thread != nullptr; thread = roster.next_of(*thread)) {
+            if (!thread->is_daemon && thread != &hub.running() && thread != &hub.main()) {
+                return false;
+            }
+        }
+        return true;
+    };
+    if (!is_over()) {
+        (void)sched::wait_until(hub, &hub, {.what = "the end of threads that are not daemons"},
+                                core::Deadline::never(), is_over);
+    }
+}
+
+void plan_thread() {
+    const Ref module = steal(PyImport_ImportModule("_thread"));
+    plan_locks(module.ptr());
+    const Replacement idents[] = {{METH_NOARGS, get_ident}};
+    const Replacement counts[] = {{METH_NOARGS, count}};
+    const Replacement starts[] = {{METH_VARARGS, start_new_thread}};
+    const Replacement old_starts[] = {{METH_VARARGS, start_new}};
+    const Replacement hooks[] = {{METH_O, excepthook}};
+    const Replacement interrupts[] = {{METH_VARARGS, interrupt_main}};
+    plan_swap(module.ptr(), "get_ident", idents, original_get_ident);
+    plan_swap(module.ptr(), "_count", counts, original_count);
+    plan_swap(module.ptr(), "start_new_thread", starts, original_start_new_thread);
+    plan_swap(module.ptr(), "start_new", old_starts, original_start_new, true);
+    plan_swap(module.ptr(), "_excepthook", hooks, original_excepthook);
+    plan_swap(module.ptr(), "interrupt_main", interrupts, original_interrupt_main);
+    if (cpython::kPython313) {
+        const Replacement joinables[] = {{METH_VARARGS | METH_KEYWORDS, as_c_function(start_joinable_thread)}};
+        const Replacement shutdowns[] = {{METH_NOARGS, shutdown}};
+        const Replacement mains[] = {{METH_NOARGS, main_ident}};
+        plan_thread_handles(module.ptr());
+        plan_swap(module.ptr(), "start_joinable_thread", joinables, original_start_joinable_thread);
+        plan_swap(module.ptr(), "_shutdown", shutdowns, original_shutdown);
+        plan_swap(module.ptr(), "_get_main_thread_ident", mains, original_main_ident);
+    } else {
+        const Replacement sentinels[] = {{METH_NOARGS, set_sentinel}};
+        plan_swap(module.ptr(), "_set_sentinel", sentinels, original_set_sentinel);
+    }
+}
+
+}  // namespace gossamer::interpose

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+// The extension module gossamer._core: what python/gossamer/ is built on. Multi-phase, its state per interpreter.
+#include "cpython/api.hpp"
+
+#include <new>
+
+#include "core/assert.hpp"
+#include "core/parking_lot.hpp"
+#include "core/stack_pool.hpp"
+#include "core/thread_pool.hpp"
+#include "cpython/frames.hpp"
+#include "cpython/module_state.hpp"
+#include "cpython/ref.hpp"
+#include "interpose/python/install.hpp"
+#include "interpose/python/method_table.hpp"
+#include "interpose/python/thread_parts.hpp"
+#include "sched/scope.hpp"
+#include "sched/task.hpp"
+#include "sched/wait.hpp"
+
+namespace gossamer {
+
+using cpython::guarded;
+using cpython::ModuleState;
+using cpython::Ref;
+using cpython::steal;
+using sched::Hub;
+using sched::VirtualThread;
+
+namespace {
+
+Hub& current_hub() {
+    Hub* hub = Hub::current();
+    if (hub == nullptr) {
+        cpython::raise(PyExc_RuntimeError, "not in a virtual thread: use gossamer.run() or `gossamer run`");
+    }
+    return *hub;
+}
+
+void raise_deadlock(Hub&) {
+    guarded(0, [] {
+        const Ref module = steal(PyImport_ImportModule("gossamer._errors"));
+        const Ref error = steal(PyObject_CallMethod(module.ptr(), "make_deadlock_error", nullptr));
+        PyErr_SetRaisedException(Py_NewRef(error.ptr()));
+        return 0;
+    });
+}
+
+PyObject* enter(PyObject*, PyObject* makes_threads_virtual) {
+    return guarded<PyObject*>(nullptr, [&] {
+        const int is_virtual = PyObject_IsTrue(makes_threads_virtual);
+        cpython::check(is_virtual);
+        interpose::install();
+        Hub& hub = Hub::enter();
+        hub.makes_threads_virtual = is_virtual != 0;
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* leave(PyObject*, PyObject*) {
+    return guarded<PyObject*>(nullptr, [] {
+        Hub& hub = current_hub();
+        if (&hub.running() != &hub.main()) {
+            cpython::raise(PyExc_RuntimeError, "only the main virtual thread can leave");
+        }
+        hub.leave();
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* uninstall(PyObject*, PyObject*) {
+    interpose::uninstall_all();
+    Py_RETURN_NONE;
+}
+
+PyObject* is_virtual(PyObject*, PyObject*) { return Py_NewRef(Hub::current() != nullptr ? Py_True : Py_False); }
+
+PyObject* checkpoint(PyObject*, PyObject*) {
+    return guarded<PyObject*>(nullptr, [] {
+        if (Hub* hub = Hub::current()) {
+            sched::checkpoint(*hub);
+        }
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* current(PyObject*, PyObject*) {
+    Hub* hub = Hub::current();
+    PyObject* task = hub == nullptr ? nullptr : hub->running().object;
+    return Py_NewRef(task == nullptr ? Py_None : task);
+}
+
+PyObject* spawn(PyObject* module, PyObject* const* args, Py_ssize_t count, PyObject* names) {
+    return guarded<PyObject*>(nullptr, [&] {
+        if (count < 1) {
+            cpython::raise(PyExc_TypeError, "spawn() needs a callable");
+        }
+        sched::TaskObject* task =
+            sched::spawn_task(cpython::state_of_module(module), current_hub(), args[0], args + 1,
+                              static_cast<std::size_t>(count - 1), names, nullptr, 0);
+        return &task->ob_base;
+    });
+}
+
+PyObject* change_depth(int VirtualThread::* depth, PyObject* change) {
+    return guarded<PyObject*>(nullptr, [&] {
+        const long by = PyLong_AsLong(change);
+        if (by == -1 && PyErr_Occurred()) {
+            throw cpython::ErrorSet{};
+        }
+        if (Hub* hub = Hub::current()) {
+            hub->running().*depth += static_cast<int>(by);
+        }
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* shield(PyObject*, PyObject* change) { return change_depth(&VirtualThread::shield_depth, change); }
+PyObject* no_switch(PyObject*, PyObject* change) { return change_depth(&VirtualThread::no_switch_depth, change); }
+
+PyObject* was_error_lost(PyObject*, PyObject*) { return Py_NewRef(interpose::was_error_lost() ? Py_True : Py_False); }
+
+const char* status_name(sched::ThreadStatus status) noexcept {
+    switch (status) {
+        case sched::ThreadStatus::kReady:
+            return "ready";
+        case sched::ThreadStatus::kRunning:
+            return "running";
+        case sched::ThreadStatus::kParked:
+            return "parked";
+        case sched::ThreadStatus::kFinished:
+            return "finished";
+    }
+    GS_UNREACHABLE();
+}
+
+/// threads(): a tuple for each virtual thread of this hub: (ident, status, what it waits for, descriptor, is main, is
+/// daemon, is scoped, task or None, innermost frame or None).
+PyObject* threads(PyObject*, PyObject*) {
+    return guarded<PyObject*>(nullptr, [] {
+        Hub& hub = current_hub();
+        Ref list = steal(PyList_New(0));
+        core::IntrusiveList<VirtualThread>& roster = hub.roster();
+        for (VirtualThread* thread = roster.front(); thread != nullptr; thread = roster.next_of(*thread)) {
+            const bool is_running = thread == &hub.running();
+            const Ref frame = is_running ? cpython::borrow(reinterpret_cast<PyObject*>(PyEval_GetFrame()))
+                                         : cpython::frame_object(hub.tstate(), thread->state.parked_frame());
+            const bool waits = thread->status == sched::ThreadStatus::kParked;
+            const Ref entry = steal(Py_BuildValue(
+                "(ksziOOOOO)", thread->ident(), status_name(thread->status), waits ? thread->wait_note.what : nullptr,
+                waits ? thread->wait_note.fd : -1, thread == &hub.main() ? Py_True : Py_False,
+                thread->is_daemon ? Py_True : Py_False, thread->is_scoped ? Py_True : Py_False,
+                thread->object == nullptr ? Py_None : thread->object, frame ? frame.ptr() : Py_None));
+            cpython::check(PyList_Append(list.ptr(), entry.ptr()));
+        }
+        return list.release();
+    });
+}
+
+PyObject* statistics(PyObject*, PyObject*) {
+    return guarded<PyObject*>(nullptr, [] {
+        Hub& hub = current_hub();
+        const sched::HubStatistics& counts = hub.statistics();
+        return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:O}", "spawned", counts.spawned, "finished",
+                             counts.finished, "parks", counts.parks, "switches", counts.switches, "polls", counts.polls,
+                             "waits", counts.waits, "preemptions", counts.preemptions, "live",
+                             static_cast<Py_ssize_t>(hub.live_count()), "main_is_virtual",
+                             hub.main().is_main() ? Py_True : Py_False);
+    });
+}
+
+PyObject* join_non_daemons(PyObject*, PyObject*) {
+    return guarded<PyObject*>(nullptr, [] {
+        current_hub();
+        interpose::join_non_daemons();
+        Py_RETURN_NONE;
+    });
+}
+
+/// _cancel_all(): asks every other virtual thread of the hub to end; no new threads from now on.
+PyObject* cancel_all(PyObject*, PyObject*) {
+    return guarded<PyObject*>(nullptr, [] {
+        Hub& hub = current_hub();
+        hub.is_closing = true;
+        core::IntrusiveList<VirtualThread>& roster = hub.roster();
+        for (VirtualThread* thread = roster.front(); thread != nullptr; thread = roster.next_of(*thread)) {
+            if (thread != &hub.running()) {
+                thread->request_cancellation();
+            }
+        }
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* after_fork_in_child(PyObject*, PyObject*) {
+    return guarded<PyObject*>(nullptr, [] {
+        core::ParkingLot::instance().reset_after_fork();
+        core::ThreadPool::instance().reset_after_fork();
+        if (Hub* hub = Hub::current()) {
+            hub->reset_after_fork();
+        }
+        Py_RETURN_NONE;
+    });
+}
+
+PyMethodDef functions[] = {
+    {"enter", enter, METH_O, nullptr},
+    {"leave", leave, METH_NOARGS, nullptr},
+    {"uninstall", uninstall, METH_NOARGS, nullptr},
+    {"is_virtual", is_virtual, METH_NOARGS, nullptr},
+    {"checkpoint", checkpoint, METH_NOARGS, nullptr},
+    {"current", current, METH_NOARGS, nullptr},
+    {"spawn", _PyCFunction_CAST(spawn), METH_FASTCALL | METH_KEYWORDS, nullptr},
+    {"shield", shield, METH_O, nullptr},
+    {"no_switch", no_switch, METH_O, nullptr},
+    {"was_error_lost", was_error_lost, METH_NOARGS, nullptr},
+    {"threads", threads, METH_NOARGS, nullptr},
+    {"statistics", statistics, METH_NOARGS, nullptr},
+    {"join_non_daemons", join_non_daemons, METH_NOARGS, nullptr},
+    {"cancel_all", cancel_all, METH_NOARGS, nullptr},
+    {"after_fork_in_child", after_fork_in_child, METH_NOARGS, nullptr},
+    {}};
+
+int execute(PyObject* module) noexcept {
+    return guarded(-1, [&] {
+        auto* state = new (PyModule_GetState(module)) ModuleState{};
+        Hub::raise_deadlock = &raise_deadlock;
+        state->task_type = sched::create_task_type(module);
+        state->scope_type = sched::create_scope_type(module);
+        cpython::check(PyModule_AddObjectRef(module, "Task", reinterpret_cast<PyObject*>(state->task_type)));
+        cpython::check(PyModule_AddObjectRef(module, "ScopeBase", reinterpret_cast<PyObject*>(state->scope_type)));
+        return 0;
+    });
+}
+
+int traverse(PyObject* module, visitproc visit, void* arg) {
+    ModuleState& state = cpython::state_of_module(module);
+    Py_VISIT(reinterpret_cast<PyObject*>(state.task_type));
+    Py_VISIT(reinterpret_cast<PyObject*>(state.scope_type));
+    return 0;
+}
+
+int clear(PyObject* module) {
+    ModuleState& state = cpython::state_of_module(module);
+    Py_CLEAR(state.task_type);
+    Py_CLEAR(state.scope_type);
+    return 0;
+}
+
+PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(&execute)},
+                            {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#if PY_VERSION_HEX >= 0x030D0000
+                            {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+                            {0, nullptr}};
+
+}  // namespace
+
+namespace cpython {
+PyModuleDef core_module = {PyModuleDef_HEAD_INIT, "gossamer._core", nullptr, sizeof(ModuleState), functions, slots,
+                           traverse, clear, nullptr};
+}
+
+}  // namespace gossamer
+
+PyMODINIT_FUNC PyInit__core() { return PyModuleDef_Init(&gossamer::cpython::core_module); }

@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpython/api.hpp"
+
+#include "sched/hub.hpp"
+
+#include <csignal>
+#include <new>
+#include <pthread.h>
+#include <unistd.h>
+
+#include "core/assert.hpp"
+#include "cpython/error.hpp"
+#include "cpython/runtime.hpp"
+
+namespace gossamer::sched {
+
+namespace {
+
+// initial-exec: one load; the accessor is not inlined, because a compiler may keep the address of a thread-local variable
+// over a call that comes back on another stack.
+thread_local Hub* hub_of_this_os_thread [[gnu::tls_model("initial-exec")]] = nullptr;
+
+const void* default_int_handler = nullptr;  // borrowed from the signal module of the main interpreter, which is for ever
+
+void remember_default_int_handler() {
+    if (default_int_handler == nullptr) {
+        PyObject* module = PyImport_ImportModule("_signal");
+        PyObject* handler = module == nullptr ? nullptr : PyObject_GetAttrString(module, "default_int_handler");
+        default_int_handler = handler;
+        Py_XDECREF(handler);
+        Py_XDECREF(module);
+        if (handler == nullptr) {
+            throw cpython::ErrorSet{};
+        }
+    }
+}
+
+}  // namespace
+
+void (*Hub::raise_deadlock)(Hub&) = nullptr;
+
+[[gnu::noinline]] Hub* Hub::of_this_os_thread() noexcept { return hub_of_this_os_thread; }
+
+[[gnu::noinline]] void Hub::set_for_this_os_thread(Hub* hub) noexcept { hub_of_this_os_thread = hub; }
+
+Hub::Hub(PyThreadState& tstate, VirtualThread& main)
+    : tstate_(&tstate),
+      os_thread_exceptions_(&core::exception_globals()),
+      main_(&main),
+      running_(&main),
+      reactor_(std::make_unique<core::EpollReactor>()) {}
+
+Hub::~Hub() = default;
+
+Hub& Hub::enter() {
+    if (of_this_os_thread() != nullptr) {
+        cpython::raise(PyExc_RuntimeError, "this OS thread is a carrier already: gossamer.run() cannot be nested");
+    }
+    PyThreadState& tstate = *PyThreadState_Get();
+    const bool is_main = cpython::is_main_os_thread() && tstate.interp == PyInterpreterState_Main();
+    if (is_main) {
+        remember_default_int_handler();
+    }
+    // Safety: the hub's address is stored in `main` before anyone sees either.
+    auto main_storage = std::make_unique<std::byte[]>(sizeof(VirtualThread));
+    auto* hub_memory = static_cast<Hub*>(::operator new(sizeof(Hub)));
+    auto* main = new (main_storage.get()) VirtualThread(*hub_memory);
+    Hub* hub = nullptr;
+    try {
+        hub = new (hub_memory) Hub(tstate, *main);
+        hub->loop_thread_ = std::make_unique<VirtualThread>(*hub);
+        VirtualThread& loop = *hub->loop_thread_;
+        loop.stack = hub->stacks_.acquire();
+        loop.state.begin(tstate, {loop.stack.limit, loop.stack.size_bytes()}, loop.stack.chunk, loop.stack.chunk_end);
+        loop.context = core::make_context(loop.stack.top, &Hub::run_loop, hub);
+    } catch (...) {
+        if (hub != nullptr) {
+            hub->~Hub();
+        }
+        ::operator delete(hub_memory);
+        throw;
+    }
+    main_storage.release();
+    main->status = ThreadStatus::kRunning;
+    main->ident_ = PyThread_get_thread_ident();
+    main->is_main_ = is_main;
+    main->is_daemon = false;
+    main->born = hub->now();
+    main->state.adopt_thread();
+    hub->main_ident_ = is_main ? main->ident_ : 0;
+    hub->roster_.push_back(*main);
+    hub->live_count_ = 1;
+    set_for_this_os_thread(hub);
+    return *hub;
+}
+
+void Hub::leave() noexcept {
+    GS_ASSERT(running_ == main_ && of_this_os_thread() == this);
+    reclaim_finished();
+    set_for_this_os_thread(nullptr);
+    if (main_ident_ != 0) {
+        cpython::set_runs_main(true, main_ident_);
+    }
+    if (live_count_ > 1) {
+        return;  // abandoned virtual threads refer to the hub; their stacks stay, as a daemon thread's does
+    }
+    main_->unlink();
+    auto* main_storage = reinterpret_cast<std::byte*>(main_);
+    main_->~VirtualThread();
+    this->~Hub();
+    ::operator delete(this);
+    delete[] main_storage;
+}
+
+core::StackPool& Hub::stack_pool(std::size_t stack_bytes) {
+    if (stack_bytes == 0 || stack_bytes == stacks_.stack_bytes()) {
+        return stacks_;
+    }
+    return odd_stacks_.try_emplace(stack_bytes, stack_bytes).first->second;
+}
+
+VirtualThread& Hub::spawn(const Entry& entry, std::size_t stack_bytes) {
+    core::Stack stack;
+    try {
+        stack = stack_pool((stack_bytes + 4095) & ~std::size_t{4095}).acquire();
+    } catch (...) {
+        Py_XDECREF(entry.context);
+        throw;
+    }
+    // Safety: `record` is StackPool::kRecordBytes long and 128-byte aligned.
+    auto* thread = reinterpret_cast<VirtualThread*>(stack.record);
+    if (stack.has_record) {
+        thread->reset_for_next_tenant();
+    } else {
+        new (thread) VirtualThread(*this);
+    }
+    thread->stack = stack;
+    thread->ident_ = reinterpret_cast<unsigned long>(thread);
+    thread->entry = entry;
+    thread->born = {};
+    thread->state.begin(*tstate_, {stack.limit, stack.size_bytes()}, stack.chunk, stack.chunk_end);
+    thread->context = core::make_context(stack.top, &Hub::run_entry, thread);
+    thread->status = ThreadStatus::kReady;
+    roster_.push_back(*thread);
+    ++live_count_;
+    ++statistics_.spawned;
+    ready_.push(*thread);
+    return *thread;
+}
+
+void Hub::run_entry(void* argument) noexcept {
+    auto& self = *static_cast<VirtualThread*>(argument);
+    Hub& hub = self.hub();
+    hub.reclaim_finished();
+    PyObject* context = self.entry.context;
+    if (context != nullptr && PyContext_Enter(context) < 0) {
+        PyErr_WriteUnraisable(context);
+    }
+    self.entry.run(self, self.entry.argument);
+    if (context != nullptr) {
+        if (PyContext_Exit(context) < 0) {
+            PyErr_WriteUnraisable(context);
+        }
+        Py_DECREF(context);
+    }
+    cpython::FiberState::clear_thread_data(*hub.tstate_);
+    Py_CLEAR(hub.tstate_->context);  // of a thread that started with none and set a variable
+    cpython::FiberState::free_pushed_chunks(*hub.tstate_);
+    hub.finish_running();
+}
+
+void Hub::finish_running() noexcept {
+    VirtualThread& self = *running_;
+    if (&self == main_) {
+        ::_exit(0);  // a forked child whose only thread ended, as the last OS thread of a process does
+    }
+    self.status = ThreadStatus::kFinished;
+    self.unlink();
+    --live_count_;
+    ++statistics_.finished;
+    finished_ = &self;
+    switch_away();
+    GS_UNREACHABLE();
+}
+
+void Hub::reclaim_finished() noexcept {
+    if (finished_ == nullptr) {
+        return;
+    }
+    VirtualThread& thread = *std::exchange(finished_, nullptr);
+    GS_ASSERT(core::StackPool::is_intact(thread.stack));
+    const core::Stack stack = thread.stack;
+    stack_pool(static_cast<std::size_t>(stack.chunk_end - stack.limit) - (16 * 1024)).release(
+        stack, thread.is_posted.load());
+}
+
+Wake Hub::park(const WaitNote& note, core::Deadline deadline, Cancellable cancellable) {
+    VirtualThread& self = *running_;
+    if (self.no_switch_depth > 0) {
+        PyErr_Format(PyExc_RuntimeError, "waiting for %s inside gossamer.no_switch()", note.what);
+        return Wake::kFailed;
+    }
+    if (cancellable == Cancellable::kYes && self.must_cancel()) {
+        return Wake::kCancelled;
+    }
+    if (!deadline.is_never()) {
+        timers_.arm(self, deadline);
+    }
+    self.wait_note = note;
+    self.status = ThreadStatus::kParked;
+    ++statistics_.parks;
+    switch_away();
+    timers_.disarm(self);
+    return wake_reason(self, cancellable);
+}
+
+Wake Hub::wake_reason(VirtualThread& self, Cancellable cancellable) noexcept {
+    const bool timed_out = std::exchange(self.is_timed_out, false);
+    if (self.is_main_ && cpython::is_signal_pending()) {
+        self.is_interrupted = false;
+        if (PyErr_CheckSignals() < 0) {
+            return Wake::kFailed;
+        }
+    }
+    if (std::exchange(self.is_deadlocked, false)) {
+        raise_deadlock(*this);
+        return Wake::kFailed;
+    }
+    if (cancellable == Cancellable::kYes && self.must_cancel()) {
+        return Wake::kCancelled;
+    }
+    return timed_out ? Wake::kTimedOut : Wake::kReady;
+}
+
+Wake Hub::yield() {
+    VirtualThread& self = *running_;
+    if (self.must_cancel()) {
+        return Wake::kCancelled;
+    }
+    if (self.no_switch_depth > 0) {
+        return Wake::kReady;  // nothing else may run, and nothing is waited for
+    }
+    self.status = ThreadStatus::kReady;
+    ready_.push(self);
+    switch_away();
+    if (self.is_main_ && cpython::is_signal_pending() && PyErr_CheckSignals() < 0) {
+        return Wake::kFailed;
+    }
+    return self.must_cancel() ? Wake::kCancelled : Wake::kReady;
+}
+
+void Hub::post(VirtualThread& thread) noexcept {
+    if (of_this_os_thread() == this) {
+        unpark(thread);
+        return;
+    }
+    mailbox_.post(thread);
+    attention_.store(true);
+    // seq_cst on both sides: either we see the hub asleep, or it sees the letter before it falls asleep.
+    if (is_asleep_.exchange(false)) {
+        reactor_->wake_up();
+    }
+}
+
+inline VirtualThread* Hub::next_ready() noexcept {
+    // relaxed: a flag that is seen late is seen at the next switch.
+    if (--turns_left_ <= 0 || attention_.load(std::memory_order_relaxed)) {
+        return nullptr;
+    }
+    return ready_.pop();
+}
+
+void Hub::switch_away() noexcept {
+    VirtualThread* next = next_ready();
+    switch_to(next == nullptr ? *loop_thread_ : *next);
+}
+
+void Hub::switch_to(VirtualThread& next) noexcept {
+    VirtualThread& self = *running_;
+    next.status = ThreadStatus::kRunning;
+    if (&next == &self) {
+        return;
+    }
+    self.state.save(*tstate_);
+    self.exceptions = *os_thread_exceptions_;
+    running_ = &next;
+    ++statistics_.switches;
+    *os_thread_exceptions_ = next.exceptions;
+    if (main_ident_ != 0) {
+        cpython::set_runs_main(next.is_main_, main_ident_);
+    }
+    next.state.restore(*tstate_);
+    core::gossamer_switch_context(&self.context.stack_pointer, next.context.stack_pointer);
+    reclaim_finished();
+}
+
+void Hub::run_loop(void* hub) noexcept { static_cast<Hub*>(hub)->loop(); }
+
+void Hub::loop() noexcept {
+    for (;;) {
+        reclaim_finished();
+        turns_left_ = kTurns;
+        if (ready_.is_empty()) {
+            wait_for_work();
+        } else if (reactor_->waiter_count() > 0) {
+            ++statistics_.polls;
+            reactor_->poll();
+        }
+        look_after_events();
+        if (VirtualThread* next = ready_.pop()) {
+            switch_to(*next);
+        }
+    }
+}
+
+void Hub::look_after_events() noexcept {
+    attention_.store(false);
+    drain_mailbox();
+    expire_timers();
+    if (main_ident_ != 0 && cpython::is_signal_pending()) {
+        interrupt_main();
+    }
+}
+
+void Hub::drain_mailbox() noexcept {
+    mailbox_.take([this](core::Letter& letter) { unpark(static_cast<VirtualThread&>(letter)); });
+}
+
+void Hub::expire_timers() noexcept {
+    if (timers_.is_empty()) {
+        return;
+    }
+    const core::Nanoseconds time = now();
+    while (core::Timer* timer = timers_.pop_expired(time)) {
+        timer->fire(*timer);
+    }
+}
+
+void Hub::interrupt_main() noexcept {
+    main_->is_interrupted = true;
+    unpark(*main_);
+}
+
+void Hub::wait_for_work() noexcept {
+    if (is_deadlocked()) {
+        main_->is_deadlocked = true;
+        unpark(*main_);
+        return;
+    }
+    is_asleep_.store(true);
+    sigset_t previous;
+    const void* mask = nullptr;
+    if (main_ident_ != 0) {
+        // A signal between the check below and the system call would be slept through: block them all, and let
+        // epoll_pwait unblock them for as long as it sleeps.
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &previous);
+        mask = &previous;
+    }
+    if (mailbox_.is_empty() && !(main_ident_ != 0 && cpython::is_signal_pending())) {
+        const core::Deadline deadline = timers_.next();
+        ++statistics_.waits;
+        reactor_->wait(
+            deadline, deadline.is_never() ? core::Nanoseconds{} : now(), mask, [] { PyEval_SaveThread(); },
+            [this] { PyEval_RestoreThread(tstate_); });
+    }
+    if (main_ident_ != 0) {
+        pthread_sigmask(SIG_SETMASK, &previous, nullptr);
+    }
+    is_asleep_.store(false);
+}
+
+bool Hub::is_deadlocked() noexcept {
+    if (!timers_.is_empty() || reactor_->waiter_count() > 0 || external_wakes_expected_ > 0 || !mailbox_.is_empty()) {
+        return false;
+    }
+    // An OS thread that is not ours may do what is waited for.
+    PyThreadState* other = PyInterpreterState_ThreadHead(tstate_->interp);
+    while (other == tstate_) {
+        other = PyThreadState_Next(other);
+    }
+    return other == nullptr && !(main_ident_ != 0 && (cpython::is_signal_pending() ||
+                                                      cpython::has_program_signal_handler(default_int_handler)));
+}
+
+void Hub::reset_after_fork() {
+    // The parent's other virtual threads do not exist here: their stacks are never continued, and what they refer to is
+    // leaked, as with OS threads.
+    VirtualThread& self = *running_;
+    ready_ = ReadyQueue{};
+    timers_ = core::TimerHeap{};
+    self.index = core::Timer::kIdle;
+    reactor_ = std::make_unique<core::EpollReactor>();
+    new (&roster_) core::IntrusiveList<VirtualThread>;
+    static_cast<core::ListHook&>(self).next = static_cast<core::ListHook&>(self).previous = nullptr;
+    roster_.push_back(self);
+    live_count_ = 1;
+    finished_ = nullptr;
+    external_wakes_expected_ = 0;
+    new (&mailbox_) core::Mailbox;
+    attention_.store(false);
+    is_asleep_.store(false);
+    main_ = &self;
+    self.is_daemon = false;
+    if (main_ident_ != 0) {
+        self.is_main_ = true;
+        cpython::set_runs_main(true, main_ident_);
+    }
+}
+
+}  // namespace gossamer::sched

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+// The scheduler of one carrier: run queue, timers, reactor.
+//
+// A virtual thread that parks continues the next ready one itself. The hub's own stack is entered when none is ready, and
+// every kTurns switches, or as soon as `attention_` is set, to look after wake-ups from other threads, timers and the
+// kernel. Waiting for the kernel is the only time that the carrier is detached from the interpreter.
+//
+// A hub belongs to one OS thread and one thread state. Code of another interpreter that runs on the same OS thread, or of
+// an ordinary thread, sees no hub (`current` is null) and blocks as always.
+#pragma once
+
+#include "cpython/api.hpp"
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+
+#include "core/deadline.hpp"
+#include "core/epoll_reactor.hpp"
+#include "core/mailbox.hpp"
+#include "core/stack_pool.hpp"
+#include "core/timer_heap.hpp"
+#include "sched/virtual_thread.hpp"
+
+namespace gossamer::sched {
+
+/// Counts for `gossamer doctor`, tests and benchmarks. Carrier only.
+struct HubStatistics {
+    std::uint64_t spawned = 0;
+    std::uint64_t finished = 0;
+    std::uint64_t parks = 0;
+    std::uint64_t switches = 0;
+    std::uint64_t polls = 0;
+    std::uint64_t waits = 0;  // polls that blocked
+    std::uint64_t preemptions = 0;
+};
+
+/// First in, first out; links through VirtualThread::next_ready.
+class ReadyQueue final {
+public:
+    bool is_empty() const noexcept { return head_ == nullptr; }
+    void push(VirtualThread& thread) noexcept {
+        thread.next_ready = nullptr;
+        (head_ == nullptr ? head_ : tail_->next_ready) = &thread;
+        tail_ = &thread;
+    }
+    VirtualThread* pop() noexcept {
+        VirtualThread* first = head_;
+        if (first != nullptr) {
+            head_ = first->next_ready;
+        }
+        return first;
+    }
+    void append(ReadyQueue& other) noexcept {
+        if (other.head_ == nullptr) {
+            return;
+        }
+        (head_ == nullptr ? head_ : tail_->next_ready) = other.head_;
+        tail_ = other.tail_;
+        other.head_ = nullptr;
+    }
+
+private:
+    VirtualThread* head_ = nullptr;
+    VirtualThread* tail_ = nullptr;
+};
+
+class Hub final {
+public:
+    /// The hub that runs the calling code, or null: an ordinary thread, or another interpreter on this OS thread.
+    /// Parks: no. Thread: any. Python: attached.
+    static Hub* current() noexcept {
+        Hub* hub = of_this_os_thread();
+        return hub != nullptr && hub->tstate_ == cpython::attached_thread_state() ? hub : nullptr;
+    }
+
+    /// Makes the calling OS thread a carrier and the calling code its main virtual thread. Throws ErrorSet when it is one
+    /// already. Python: attached.
+    static Hub& enter();
+
+    /// Ends the hub: the main virtual thread runs and every other has ended or is abandoned. The OS thread is ordinary
+    /// again afterwards. Python: attached.
+    void leave() noexcept;
+
+    /// Creates a virtual thread that runs `entry`; ready, behind the others. Takes `entry.context` over, also when it
+    /// throws std::bad_alloc or std::system_error. `stack_bytes` 0: the default.
+    VirtualThread& spawn(const Entry& entry, std::size_t stack_bytes = 0);
+
+    /// Parks the running virtual thread until it is unparked, `deadline` passes, it is cancelled (if `cancellable`) or,
+    /// for the main one, a signal handler has run. kCancelled leaves the cancellation pending: who gives up takes it
+    /// (raise_wake in sched/wait.hpp), who was served meanwhile leaves it for its next park. Parks: yes. Thread: carrier. Python: attached.
+    [[nodiscard]] Wake park(const WaitNote& note, core::Deadline deadline, Cancellable cancellable);
+
+    /// Lets every ready virtual thread run once. Parks: yes. Thread: carrier. Python: attached.
+    [[nodiscard]] Wake yield();
+
+    /// Makes a parked virtual thread ready; nothing happens to one that is not parked. Thread: carrier.
+    void unpark(VirtualThread& thread) noexcept {
+        if (thread.status == ThreadStatus::kParked) {
+            thread.status = ThreadStatus::kReady;
+            ready_.push(thread);
+        }
+    }
+
+    /// Wakes from any thread. See VirtualThread::wake.
+    void post(VirtualThread& thread) noexcept;
+
+    VirtualThread& running() noexcept { return *running_; }
+    VirtualThread& main() noexcept { return *main_; }
+    core::TimerHeap& timers() noexcept { return timers_; }
+    core::EpollReactor& reactor() noexcept { return *reactor_; }
+    core::Nanoseconds now() const noexcept { return core::monotonic_now(); }
+    core::Deadline deadline_after(core::Nanoseconds delay) const noexcept { return core::Deadline::after(now(), delay); }
+    PyThreadState& tstate() noexcept { return *tstate_; }
+    bool is_main_thread_hub() const noexcept { return main_ident_ != 0; }
+    const HubStatistics& statistics() const noexcept { return statistics_; }
+
+    /// Virtual threads that have not finished, the main one included.
+    std::size_t live_count() const noexcept { return live_count_; }
+    core::IntrusiveList<VirtualThread>& roster() noexcept { return roster_; }
+
+    /// A job on the OS-thread pool will wake a virtual thread of this hub: not a deadlock. Thread: carrier.
+    void expect_external_wake(int change) noexcept { external_wakes_expected_ += change; }
+
+    /// In a forked child: the running virtual thread is the only one left.
+    void reset_after_fork();
+
+    /// Whether threads that the program starts become virtual (`gossamer run`). Carrier only.
+    bool makes_threads_virtual = false;
+    /// threading.stack_size() for virtual threads; 0: the default. Carrier only.
+    std::size_t thread_stack_bytes = 0;
+    /// The program is at its end: no new threads. Carrier only.
+    bool is_closing = false;
+
+    /// Makes the next switch look after signals and wake-ups. Thread: any.
+    void look_soon() noexcept { attention_.store(true); }
+
+    /// Sets DeadlockError in the error indicator; installed by the module, which knows the class.
+    static void (*raise_deadlock)(Hub&);
+
+private:
+    static constexpr int kTurns = 61;
+
+    Hub(PyThreadState& tstate, VirtualThread& main);
+    ~Hub();
+
+    static Hub* of_this_os_thread() noexcept;
+    static void set_for_this_os_thread(Hub* hub) noexcept;
+
+    void switch_away() noexcept;
+    void switch_to(VirtualThread& next) noexcept;
+    void finish_running() noexcept;
+    void reclaim_finished() noexcept;
+    static void run_entry(void* thread) noexcept;
+    static void run_loop(void* hub) noexcept;
+    void loop() noexcept;
+    void look_after_events() noexcept;
+    void drain_mailbox() noexcept;
+    void expire_timers() noexcept;
+    void wait_for_work() noexcept;
+    void interrupt_main() noexcept;
+    VirtualThread* next_ready() noexcept;
+    bool is_deadlocked() noexcept;
+    Wake wake_reason(VirtualThread& self, Cancellable cancellable) noexcept;
+
+    PyThreadState* const tstate_;
+    core::ExceptionGlobals* const os_thread_exceptions_;
+    unsigned long main_ident_ = 0;    // of the interpreter's main thread if this is its hub, else 0
+    VirtualThread* main_;             // on the heap, owned; in a forked child the one that forked
+    std::unique_ptr<VirtualThread> loop_thread_;  // the hub's own stack
+    VirtualThread* running_;
+    VirtualThread* finished_ = nullptr;  // left its stack for good at the last switch
+
+    // carrier only
+    ReadyQueue ready_;
+    int turns_left_ = kTurns;
+    core::TimerHeap timers_;
+    std::unique_ptr<core::EpollReactor> reactor_;
+    core::StackPool stacks_;
+    std::map<std::size_t, core::StackPool> odd_stacks_;  // of other sizes than the default, by size
+    core::StackPool& stack_pool(std::size_t stack_bytes);
+    core::IntrusiveList<VirtualThread> roster_;
+    std::size_t live_count_ = 0;
+    int external_wakes_expected_ = 0;
+    HubStatistics statistics_;
+
+    // any thread, atomic
+    core::Mailbox mailbox_;
+    std::atomic<bool> attention_{false};
+    std::atomic<bool> is_asleep_{false};
+};
+
+}  // namespace gossamer::sched

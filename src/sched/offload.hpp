@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// Running a Python call on the OS-thread pool while the virtual thread that wants its result parks.
+#pragma once
+
+#include "cpython/api.hpp"
+
+#include "cpython/ref.hpp"
+#include "sched/hub.hpp"
+
+namespace gossamer::sched {
+
+/// Calls `function(module, args, kwargs)` on a pool thread, with a thread state of its own, and parks until it is done.
+/// A cancelled wait leaves the call behind: it finishes and its result is dropped. Throws ErrorSet.
+cpython::Ref call_on_pool(Hub& hub, const char* what, PyObject* (*function)(PyObject*, PyObject*, PyObject*),
+                          PyObject* module, PyObject* args, PyObject* kwargs);
+
+}  // namespace gossamer::sched

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// One virtual thread: a C stack, the interpreter state that belongs to it, and what the scheduler knows of it.
+//
+// The record lies in the page where the stack begins (core/stack_pool.hpp), or on the heap for the main virtual thread of
+// a hub, which runs on its OS thread's own stack, and for the hub itself. Records are pooled: a late wake-up may reach the
+// next tenant, to whom it is one of the spurious wake-ups that every wait allows for.
+//
+// States, changed by the carrier alone:
+//
+//     kReady  --resumed-->  kRunning  --park-->  kParked  --unpark-->  kReady
+//                           kRunning  --entry returned-->  kFinished
+#pragma once
+
+#include "cpython/api.hpp"
+
+#include <atomic>
+#include <cstdint>
+
+#include "core/deadline.hpp"
+#include "core/fiber_context.hpp"
+#include "core/intrusive_list.hpp"
+#include "core/mailbox.hpp"
+#include "core/stack_pool.hpp"
+#include "core/timer_heap.hpp"
+#include "core/wakeable.hpp"
+#include "cpython/fiber_state.hpp"
+
+namespace gossamer::sched {
+
+class Hub;
+class VirtualThread;
+
+/// How a wait ended. kReady may be spurious: look again.
+enum class Wake : std::uint8_t {
+    kReady,
+    kTimedOut,
+    kCancelled,
+    kFailed,  // the error indicator is set: a signal handler raised, a deadlock was found, switching is forbidden
+};
+
+enum class Cancellable : bool { kNo, kYes };
+
+/// What a virtual thread waits for, for people: `gossamer.dump()` and DeadlockError. The text is a literal.
+struct WaitNote {
+    const char* what = "";
+    const void* object = nullptr;
+    int fd = -1;
+};
+
+/// What a virtual thread runs. `run` is called on its own stack, attached, and must leave no error indicator.
+struct Entry {
+    void (*run)(VirtualThread&, void* argument) = nullptr;
+    void* argument = nullptr;
+    PyObject* context = nullptr;  // owned; entered around run; null: starts with none, as an OS thread does
+};
+
+enum class ThreadStatus : std::uint8_t { kReady, kRunning, kParked, kFinished };
+
+class VirtualThread final : public core::Wakeable, public core::Letter, public core::Timer, public core::ListHook {
+public:
+    explicit VirtualThread(Hub& hub) noexcept : Timer(&time_out), hub_(&hub) {}
+    VirtualThread(const VirtualThread&) = delete;
+    VirtualThread& operator=(const VirtualThread&) = delete;
+    ~VirtualThread() = default;
+
+    /// Thread: any. See core::Wakeable.
+    void wake() noexcept override;
+
+    /// The identity that threading.get_ident() reports.
+    unsigned long ident() const noexcept { return ident_; }
+
+    bool is_main() const noexcept { return is_main_; }
+    bool is_finished() const noexcept { return status == ThreadStatus::kFinished; }
+    Hub& hub() const noexcept { return *hub_; }
+
+    /// Asks for a cancellation from outside: raised once, at the park or at the next one. Thread: any.
+    void request_cancellation() noexcept;
+    /// The same on behalf of a scope that the thread is inside of. Thread: carrier.
+    void request_scope_cancellation() noexcept;
+    /// Takes a scope's request back if it has not been raised.
+    void withdraw_scope_cancellation() noexcept;
+    /// Whether a park must end now: a cancellation waits and no shield is up.
+    bool must_cancel() const noexcept {
+        return shield_depth == 0 && (has_cancellation.load(std::memory_order_relaxed) || scope_cancellations > 0);
+    }
+    /// Takes the cancellation that is about to be raised.
+    void take_cancellation() noexcept;
+
+    // Carrier only. The hub's and its helpers' to touch.
+    core::FiberContext context;
+    core::ExceptionGlobals exceptions;
+    cpython::FiberState state;
+    VirtualThread* next_ready = nullptr;
+    ThreadStatus status = ThreadStatus::kReady;
+    bool is_timed_out = false;
+    std::atomic<bool> has_cancellation{false};  // any thread
+    bool was_cancelled_from_outside = false;    // the last one that was raised
+    int scope_cancellations = 0;
+    bool is_interrupted = false;      // main: run the signal handlers
+    bool is_deadlocked = false;
+    bool is_daemon = true;            // not waited for at the end of the program
+    bool is_scoped = false;           // a scope waits for it
+    int shield_depth = 0;
+    int no_switch_depth = 0;
+    WaitNote wait_note;
+    core::Nanoseconds born{};
+    Entry entry;
+    PyObject* object = nullptr;       // borrowed: the Task, or null
+    PyObject* end_lock = nullptr;     // owned: released at the end (threading's tstate lock of 3.12)
+    core::Stack stack;
+
+private:
+    friend class Hub;
+
+    static void time_out(core::Timer& timer) noexcept;
+    void reset_for_next_tenant() noexcept;
+
+    Hub* hub_;
+    unsigned long ident_ = 0;
+    bool is_main_ = false;
+};
+
+static_assert(sizeof(VirtualThread) <= core::StackPool::kRecordBytes);
+
+}  // namespace gossamer::sched
