@@ -9,6 +9,7 @@
 #include "core/stack_pool.hpp"
 #include "core/thread_pool.hpp"
 #include "cpython/frames.hpp"
+#include "cpython/layout_check.hpp"
 #include "cpython/module_state.hpp"
 #include "cpython/ref.hpp"
 #include "interpose/python/install.hpp"
@@ -224,6 +225,7 @@ PyMethodDef functions[] = {
 int execute(PyObject* module) noexcept {
     return guarded(-1, [&] {
         auto* state = new (PyModule_GetState(module)) ModuleState{};
+        cpython::check_layout();
         Hub::raise_deadlock = &raise_deadlock;
         state->task_type = sched::create_task_type(module);
         state->scope_type = sched::create_scope_type(module);

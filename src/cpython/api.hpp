@@ -31,6 +31,9 @@
 #include <internal/pycore_object.h>
 #include <internal/pycore_gc.h>
 #include <internal/pycore_ceval.h>
+#ifdef Py_GIL_DISABLED
+#include <internal/pycore_critical_section.h>
+#endif
 #endif
 #include <internal/pycore_frame.h>
 #include <internal/pycore_interp.h>

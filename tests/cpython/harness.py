@@ -100,7 +100,7 @@ print(json.dumps({
 """
 
 
-LIVE: set[subprocess.Popen] = set()  # each leads a session of its own, so an interrupt of the harness must end it
+LIVE: set[subprocess.Popen] = set()  # each leads a group of its own, so an interrupt of the harness must end it
 STOPPING = threading.Event()  # the harness was interrupted: what its threads have run counts for nothing
 
 
@@ -282,6 +282,13 @@ def read_junit(file: str, path: Path) -> dict[str, Outcome]:
     return table.outcomes
 
 
+def last_words(errors: str) -> str:
+    """Returns the line of standard error that tells most of a crash: faulthandler's first, or the last one."""
+    lines = [line for line in errors.splitlines() if line.strip()]
+    fatal = [line for line in lines if line.startswith("Fatal Python error")]
+    return f" ({(fatal or lines[-1:])[0].strip()})" if lines else ""
+
+
 def read_run(file: str, log: str, errors: str, junit: Path, returncode: int, timed_out: bool) -> FileRun:
     """Puts together what a process left: its log, its standard error, its JUnit file and how it ended."""
     reader = LogReader(file, log)
@@ -305,7 +312,7 @@ def read_run(file: str, log: str, errors: str, junit: Path, returncode: int, tim
             run.running = reader.current
             run.where = f"while {reader.current} was running"
         if end == "crash":
-            run.where += f", exit code {returncode}"
+            run.where += f", exit code {returncode}{last_words(errors)}"
     if module is not None:
         run.problems.append("the module is skipped: " + module["reason"] if module["skipped"] else "the module fails")
     ran = max((int(number) for number in RAN.findall(log)), default=0)
@@ -469,7 +476,7 @@ def ask_for_dumps(process: subprocess.Popen, mode: str) -> None:
 
 
 def kill_group(process: subprocess.Popen) -> None:
-    """Ends the process, and whatever its tests left running in its session."""
+    """Ends the process, and whatever its tests left running in its group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -572,12 +579,15 @@ def read_expected(path: Path) -> list[Expected]:
     return entries
 
 
+MISSING = "missing"
+
+
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """A method that passes plain and not under Gossamer."""
 
     method: str
-    what: str  # fail, error, none, skip, missing, hang, crash
+    what: str  # fail, error, none, skip, MISSING, hang, crash
     detail: str = ""
     expected: bool = False
 
@@ -592,7 +602,7 @@ def differences(plain: FileRun, run: FileRun, expected: Iterable[Expected]) -> I
         if method == run.running:
             yield Difference(method, run.end, f"{run.where}; {run.log}")
         elif now is None:
-            yield Difference(method, "missing", missing_because(method, run), method in known)
+            yield Difference(method, MISSING, missing_because(method, run), method in known)
         elif now.status != "ok":
             yield Difference(method, now.status, now.detail, method in known)
 
@@ -602,7 +612,7 @@ def missing_because(method: str, run: FileRun) -> str:
     for fixture in (f"{owner}.setUpClass", "setUpModule"):
         if fixture in run.methods:
             return f"{fixture}: {run.methods[fixture].status} {run.methods[fixture].detail}".rstrip()
-    return f"{run.end} {run.where}" if run.end != "normal" else ""
+    return f"after the {run.end}" if run.end != "normal" else ""
 
 
 @dataclasses.dataclass
@@ -626,12 +636,14 @@ def compare(file: str, plain: FileRun, run: FileRun, expected: list[Expected], l
     entries = [entry for entry in expected if entry.file == file and label in entry.versions]
     report = Report(file, plain, "", run, list(differences(plain, run, entries)))
     report.failures += [f"plain: {failure}" for failure in plain_failures(plain)]
-    for difference in report.beyond:
-        if not difference.expected:
-            report.failures.append(f"{difference.method}: {difference.what} {difference.detail}".rstrip())
     if run.end != "normal" and not any(difference.method == run.running for difference in report.beyond):
         report.failures.append(f"{run.end} {run.where}; {run.log}")
     report.failures += run.problems
+    for difference in sorted(
+        report.beyond, key=lambda difference: ("hang", "crash").count(difference.what), reverse=True
+    ):
+        if not difference.expected:
+            report.failures.append(f"{difference.method}: {difference.what} {difference.detail}".rstrip())
     needed = {difference.method for difference in report.beyond}
     for entry in entries:
         if entry.method not in needed:
@@ -683,14 +695,13 @@ def do_files(interpreter: Interpreter, options: Options, expected: list[Expected
 
 def print_report(reports: list[Report], options: Options) -> None:
     for report in reports:
-        rest = 0
-        for number, failure in enumerate(report.failures):
-            if options.list_all or number < 30:
+        missing = [failure for failure in report.failures if f": {MISSING}" in failure]
+        left_out = set() if options.list_all else set(missing[5:])
+        for failure in report.failures:
+            if failure not in left_out:
                 print(f"FAILED {report.file} {failure}")
-            else:
-                rest += 1
-        if rest:
-            print(f"FAILED {report.file} and {rest} more (--all lists them)")
+        if left_out:
+            print(f"FAILED {report.file} and {len(left_out)} more that are missing (--all lists them)")
         for difference in report.beyond:
             if difference.expected:
                 print(f"expected {report.file} {difference.method}: {difference.what}")

@@ -96,15 +96,21 @@ AcquireArguments parse_acquire(PyObject* args, PyObject* kwargs) {
     return result;
 }
 
-PyObject* false_tuple() noexcept {
-    // One tuple for the process's life would be shared by interpreters; making one is 15 ns, on the contended path only.
-    return PyTuple_Pack(1, Py_False);
+/// Calls `acquire(False)`. From 3.15 on the method is METH_FASTCALL.
+bool try_acquire(PyCFunction original, PyObject* self) {
+    if (cpython::kPython315) {
+        PyObject* arguments[] = {Py_False};
+        return steal(as<FastKeywordFunction>(original)(self, arguments, 1, nullptr)).ptr() == Py_True;
+    }
+    // One tuple for the process's life would be shared by interpreters; making one takes 15 ns.
+    const Ref arguments = steal(PyTuple_Pack(1, Py_False));
+    return steal(as<KeywordFunction>(original)(self, arguments.ptr(), nullptr)).ptr() == Py_True;
 }
 
-bool try_acquire(PyCFunction original, PyObject* self) {
-    const Ref args = steal(false_tuple());
-    const Ref result = steal(as<KeywordFunction>(original)(self, args.ptr(), nullptr));
-    return result.ptr() == Py_True;
+bool acquire_lock(Hub& hub, PyObject* self, const AcquireArguments& arguments) {
+    const auto take = [&] { return try_acquire(original_lock_acquire, self); };
+    return take() || (arguments.blocks && sched::wait_until(hub, self, {.what = "Lock.acquire", .object = self},
+                                                            arguments.deadline, take));
 }
 
 PyObject* acquire_lock(PyCFunction original, PyObject* self, PyObject* args, PyObject* kwargs) {
@@ -113,10 +119,18 @@ PyObject* acquire_lock(PyCFunction original, PyObject* self, PyObject* args, PyO
         return as<KeywordFunction>(original)(self, args, kwargs);
     }
     return guarded<PyObject*>(nullptr, [&] {
-        const AcquireArguments parsed = parse_acquire(args, kwargs);
-        const auto take = [&] { return try_acquire(original, self); };
-        const bool taken = take() || (parsed.blocks && sched::wait_until(*hub, self, {.what = "Lock.acquire", .object = self},
-                                                                         parsed.deadline, take));
+        return Py_NewRef(acquire_lock(*hub, self, parse_acquire(args, kwargs)) ? Py_True : Py_False);
+    });
+}
+
+PyObject* lock_acquire_fast(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
+    Hub* hub = Hub::current();
+    if (hub == nullptr) {
+        return as<FastKeywordFunction>(original_lock_acquire)(self, args, count, names);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        const PackedArguments packed(args, count, names);
+        const bool taken = acquire_lock(*hub, self, parse_acquire(packed.args.ptr(), packed.kwargs.ptr()));
         return Py_NewRef(taken ? Py_True : Py_False);
     });
 }
@@ -138,13 +152,20 @@ PyObject* lock_acquire_old(PyObject* self, PyObject* args, PyObject* kwargs) {
 PyObject* lock_enter(PyObject* self, PyObject* args, PyObject* kwargs) {
     return acquire_lock(original_lock_enter, self, args, kwargs);
 }
-/// 3.14's `__enter__` takes nothing.
+/// 3.15's `__enter__` takes nothing.
 PyObject* lock_enter_bare(PyObject* self, PyObject* unused) {
-    if (Hub::current() == nullptr) {
+    Hub* hub = Hub::current();
+    if (hub == nullptr) {
         return original_lock_enter(self, unused);
     }
-    const Ref empty = Ref::steal_or_null(PyTuple_New(0));
-    return empty ? acquire_lock(original_lock_acquire, self, empty.ptr(), nullptr) : nullptr;
+    return guarded<PyObject*>(nullptr, [&] { return Py_NewRef(acquire_lock(*hub, self, {}) ? Py_True : Py_False); });
+}
+PyObject* lock_exit_fast(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    PyObject* result = as<FastFunction>(original_lock_exit)(self, args, count);
+    if (result != nullptr) {
+        wake_one_waiter(self);
+    }
+    return result;
 }
 PyObject* lock_release(PyObject* self, PyObject* args) { return release_lock(original_lock_release, self, args); }
 PyObject* lock_release_old(PyObject* self, PyObject* args) { return release_lock(original_lock_release_old, self, args); }
@@ -193,6 +214,17 @@ PyObject* rlock_acquire_with(PyCFunction original, PyObject* self, PyObject* arg
 PyObject* rlock_acquire(PyObject* self, PyObject* args, PyObject* kwargs) {
     return rlock_acquire_with(original_rlock_acquire, self, args, kwargs);
 }
+PyObject* rlock_acquire_fast(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
+    Hub* hub = Hub::current();
+    if (hub == nullptr) {
+        return as<FastKeywordFunction>(original_rlock_acquire)(self, args, count, names);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        const PackedArguments packed(args, count, names);
+        const bool taken = acquire_rlock(*hub, self, parse_acquire(packed.args.ptr(), packed.kwargs.ptr()));
+        return Py_NewRef(taken ? Py_True : Py_False);
+    });
+}
 PyObject* rlock_enter(PyObject* self, PyObject* args, PyObject* kwargs) {
     return rlock_acquire_with(original_rlock_enter, self, args, kwargs);
 }
@@ -238,6 +270,9 @@ PyObject* as_os_owner(PyCFunction original, PyObject* self, PyObject* args) {
 
 PyObject* rlock_release(PyObject* self, PyObject* args) { return as_os_owner(original_rlock_release, self, args); }
 PyObject* rlock_exit(PyObject* self, PyObject* args) { return as_os_owner(original_rlock_exit, self, args); }
+PyObject* rlock_exit_fast(PyObject* self, PyObject* const*, Py_ssize_t) {
+    return as_os_owner(original_rlock_release, self, nullptr);
+}
 PyObject* rlock_is_owned(PyObject* self, PyObject* args) { return as_os_owner(original_rlock_is_owned, self, args); }
 PyObject* rlock_recursion_count(PyObject* self, PyObject* args) {
     return as_os_owner(original_rlock_recursion_count, self, args);
@@ -258,16 +293,20 @@ PyObject* rlock_release_save(PyObject* self, PyObject* args) {
     return result;
 }
 
-PyObject* rlock_acquire_restore(PyObject* self, PyObject* args) {
+/// `_acquire_restore(state)`; METH_VARARGS up to 3.14, METH_O from 3.15 on.
+PyObject* rlock_acquire_restore(PyObject* self, PyObject* argument) {
     Hub* hub = Hub::current();
     if (hub == nullptr) {
-        return original_rlock_acquire_restore(self, args);
+        return original_rlock_acquire_restore(self, argument);
     }
     return guarded<PyObject*>(nullptr, [&] {
         unsigned long count = 0;
         unsigned long owner = 0;
-        // From 3.13 on the argument arrives as METH_VARARGS's tuple around the saved tuple, as before.
-        if (!PyArg_ParseTuple(args, "(kk):_acquire_restore", &count, &owner)) {
+        const char* format = cpython::kPython315 ? "kk:_acquire_restore" : "(kk):_acquire_restore";
+        if (!PyTuple_Check(argument)) {
+            cpython::raise(PyExc_TypeError, "_acquire_restore() needs what _release_save() returned");
+        }
+        if (!PyArg_ParseTuple(argument, format, &count, &owner)) {
             throw cpython::ErrorSet{};
         }
         const auto take = [&] { return try_take_rlock(*hub, self); };
@@ -308,13 +347,16 @@ void wake_one_waiter(const void* key) noexcept {
 
 void plan_locks(PyObject* thread_module) {
     constexpr int kKeywords = METH_VARARGS | METH_KEYWORDS;
+    constexpr int kFastKeywords = METH_FASTCALL | METH_KEYWORDS;
     const Ref lock = steal(PyObject_GetAttrString(thread_module, "LockType"));
-    const Replacement acquires[] = {{kKeywords, as_c_function(lock_acquire)}};
-    const Replacement old_acquires[] = {{kKeywords, as_c_function(lock_acquire_old)}};
+    const Replacement acquires[] = {{kKeywords, as_c_function(lock_acquire)},
+                                    {kFastKeywords, as_c_function(lock_acquire_fast)}};
+    const Replacement old_acquires[] = {{kKeywords, as_c_function(lock_acquire_old)},
+                                        {kFastKeywords, as_c_function(lock_acquire_fast)}};
     const Replacement enters[] = {{kKeywords, as_c_function(lock_enter)}, {METH_NOARGS, lock_enter_bare}};
     const Replacement releases[] = {{METH_NOARGS, lock_release}};
     const Replacement old_releases[] = {{METH_NOARGS, lock_release_old}};
-    const Replacement exits[] = {{METH_VARARGS, lock_exit}};
+    const Replacement exits[] = {{METH_VARARGS, lock_exit}, {METH_FASTCALL, as_c_function(lock_exit_fast)}};
     plan_swap(lock.ptr(), "acquire", acquires, original_lock_acquire);
     plan_swap(lock.ptr(), "acquire_lock", old_acquires, original_lock_acquire_old, true);
     plan_swap(lock.ptr(), "__enter__", enters, original_lock_enter);
@@ -324,12 +366,14 @@ void plan_locks(PyObject* thread_module) {
 
     const Ref rlock = steal(PyObject_GetAttrString(thread_module, "RLock"));
     find_rlock_words(rlock.ptr());
-    const Replacement rlock_acquires[] = {{kKeywords, as_c_function(rlock_acquire)}};
+    const Replacement rlock_acquires[] = {{kKeywords, as_c_function(rlock_acquire)},
+                                          {kFastKeywords, as_c_function(rlock_acquire_fast)}};
     const Replacement rlock_enters[] = {{kKeywords, as_c_function(rlock_enter)}, {METH_NOARGS, rlock_enter_bare}};
     const Replacement rlock_releases[] = {{METH_NOARGS, rlock_release}};
-    const Replacement rlock_exits[] = {{METH_VARARGS, rlock_exit}};
+    const Replacement rlock_exits[] = {{METH_VARARGS, rlock_exit},
+                                       {METH_FASTCALL, as_c_function(rlock_exit_fast)}};
     const Replacement is_owned[] = {{METH_NOARGS, rlock_is_owned}};
-    const Replacement restores[] = {{METH_VARARGS, rlock_acquire_restore}};
+    const Replacement restores[] = {{METH_VARARGS, rlock_acquire_restore}, {METH_O, rlock_acquire_restore}};
     const Replacement saves[] = {{METH_NOARGS, rlock_release_save}};
     const Replacement counts[] = {{METH_NOARGS, rlock_recursion_count}};
     plan_swap(rlock.ptr(), "acquire", rlock_acquires, original_rlock_acquire);

@@ -74,6 +74,20 @@ void plan_swap(PyObject* owner, const char* name, std::span<const Replacement> r
                    definition.ml_flags, owner, name);
 }
 
+PackedArguments::PackedArguments(PyObject* const* given, Py_ssize_t count, PyObject* names)
+    : args(cpython::steal(PyTuple_New(count))) {
+    for (Py_ssize_t index = 0; index < count; ++index) {
+        PyTuple_SET_ITEM(args.ptr(), index, Py_NewRef(given[index]));
+    }
+    const Py_ssize_t keywords = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
+    if (keywords > 0) {
+        kwargs = cpython::steal(PyDict_New());
+    }
+    for (Py_ssize_t index = 0; index < keywords; ++index) {
+        cpython::check(PyDict_SetItem(kwargs.ptr(), PyTuple_GET_ITEM(names, index), given[count + index]));
+    }
+}
+
 void install_planned() noexcept {
     installed = true;
     for (const Swap& swap : swaps()) {

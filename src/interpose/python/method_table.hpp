@@ -10,7 +10,8 @@
 #include "cpython/api.hpp"
 
 #include <span>
-#include <string_view>
+
+#include "cpython/ref.hpp"
 
 namespace gossamer::interpose {
 
@@ -28,6 +29,14 @@ PyMethodDef& method_of(PyObject* owner, const char* name);
 /// not have is skipped if `optional`.
 void plan_swap(PyObject* owner, const char* name, std::span<const Replacement> replacements, PyCFunction& original,
                bool optional = false);
+
+/// Arguments of a METH_FASTCALL | METH_KEYWORDS call as a tuple and, if there are any, a dictionary.
+struct PackedArguments {
+    PackedArguments(PyObject* const* given, Py_ssize_t count, PyObject* names);
+
+    cpython::Ref args;
+    cpython::Ref kwargs;
+};
 
 /// Carries out what was planned. Cannot fail. Python: attached.
 void install_planned() noexcept;

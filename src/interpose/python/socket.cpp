@@ -122,7 +122,7 @@ ssize_t read_with(Hub& hub, PyObject* self, const char* what, std::size_t wanted
 }
 
 /// Sends once, as much as the kernel takes.
-ssize_t send_once(Hub& hub, PyObject* self, Patience& patience, const char* from, std::size_t size, int flags) {
+ssize_t send_once(PyObject* self, Patience& patience, const char* from, std::size_t size, int flags) {
     for (;;) {
         const int fd = words_of_socket(self).fd;
         if (fd < 0) {
@@ -140,7 +140,6 @@ ssize_t send_once(Hub& hub, PyObject* self, Patience& patience, const char* from
             raise_socket_error(self, errno);
         }
     }
-    static_cast<void>(hub);
 }
 
 class Buffer final {
@@ -221,41 +220,69 @@ PyObject* recv_into(PyObject* self, PyObject* args, PyObject* kwargs) {
     });
 }
 
-PyObject* send(PyObject* self, PyObject* args) {
-    Hub* hub = hub_for(self);
-    if (hub == nullptr) {
-        return original_send(self, args);
-    }
-    return guarded<PyObject*>(nullptr, [&] {
-        Buffer buffer;
-        int flags = 0;
-        if (!PyArg_ParseTuple(args, "y*|i:send", &buffer.view, &flags)) {
-            throw ErrorSet{};
+/// The arguments of a send: (bytes, flags=0). METH_VARARGS up to 3.14, METH_FASTCALL from 3.15 on, so both come as an array.
+struct SendArguments {
+    SendArguments(PyObject* const* args, Py_ssize_t count) {
+        cpython::check(PyObject_GetBuffer(args[0], &buffer.view, PyBUF_SIMPLE));
+        if (count == 2) {
+            const long value = PyLong_AsLong(args[1]);
+            if (value == -1 && PyErr_Occurred()) {
+                throw ErrorSet{};
+            }
+            flags = static_cast<int>(value);
         }
-        Patience patience(*hub, self, Interest::kWrite, "socket.send");
-        return PyLong_FromSsize_t(send_once(*hub, self, patience, buffer.bytes(), buffer.size(), flags));
+    }
+
+    Buffer buffer;
+    int flags = 0;
+};
+
+PyObject* send_array(Hub& hub, PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    return guarded<PyObject*>(nullptr, [&] {
+        const SendArguments arguments(args, count);
+        Patience patience(hub, self, Interest::kWrite, "socket.send");
+        return PyLong_FromSsize_t(send_once(self, patience, arguments.buffer.bytes(), arguments.buffer.size(),
+                                            arguments.flags));
     });
 }
 
-PyObject* sendall(PyObject* self, PyObject* args) {
-    Hub* hub = hub_for(self);
-    if (hub == nullptr) {
-        return original_sendall(self, args);
-    }
+PyObject* sendall_array(Hub& hub, PyObject* self, PyObject* const* args, Py_ssize_t count) {
     return guarded<PyObject*>(nullptr, [&] {
-        Buffer buffer;
-        int flags = 0;
-        if (!PyArg_ParseTuple(args, "y*|i:sendall", &buffer.view, &flags)) {
-            throw ErrorSet{};
-        }
-        Patience patience(*hub, self, Interest::kWrite, "socket.sendall");
+        const SendArguments arguments(args, count);
+        Patience patience(hub, self, Interest::kWrite, "socket.sendall");
+        const std::size_t size = arguments.buffer.size();
         std::size_t done = 0;
         do {
             done += static_cast<std::size_t>(
-                send_once(*hub, self, patience, buffer.bytes() + done, buffer.size() - done, flags));
-        } while (done < buffer.size());
+                send_once(self, patience, arguments.buffer.bytes() + done, size - done, arguments.flags));
+        } while (done < size);
         Py_RETURN_NONE;
     });
+}
+
+bool is_send_count(Py_ssize_t count) noexcept { return count == 1 || count == 2; }
+
+PyObject* send(PyObject* self, PyObject* args) {
+    Hub* hub = hub_for(self);
+    return hub == nullptr || !is_send_count(PyTuple_GET_SIZE(args))
+               ? original_send(self, args)
+               : send_array(*hub, self, &PyTuple_GET_ITEM(args, 0), PyTuple_GET_SIZE(args));
+}
+PyObject* send_fast(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    Hub* hub = hub_for(self);
+    return hub == nullptr || !is_send_count(count) ? as<FastFunction>(original_send)(self, args, count)
+                                                   : send_array(*hub, self, args, count);
+}
+PyObject* sendall(PyObject* self, PyObject* args) {
+    Hub* hub = hub_for(self);
+    return hub == nullptr || !is_send_count(PyTuple_GET_SIZE(args))
+               ? original_sendall(self, args)
+               : sendall_array(*hub, self, &PyTuple_GET_ITEM(args, 0), PyTuple_GET_SIZE(args));
+}
+PyObject* sendall_fast(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    Hub* hub = hub_for(self);
+    return hub == nullptr || !is_send_count(count) ? as<FastFunction>(original_sendall)(self, args, count)
+                                                   : sendall_array(*hub, self, args, count);
 }
 
 /// Runs `original_call(shadow)` until it does not raise BlockingIOError, parking between.
@@ -373,17 +400,29 @@ PyObject* sendto(PyObject* self, PyObject* args) {
     });
 }
 
+PyObject* call_original_sendmsg(PyObject* self, PyObject* args) {
+    return cpython::kPython315 ? as<FastFunction>(original_sendmsg)(self, &PyTuple_GET_ITEM(args, 0),
+                                                                    PyTuple_GET_SIZE(args))
+                               : original_sendmsg(self, args);
+}
+
 PyObject* sendmsg(PyObject* self, PyObject* args) {
     Hub* hub = hub_for(self);
     if (hub == nullptr || PyTuple_GET_SIZE(args) == 0) {
-        return original_sendmsg(self, args);
+        return call_original_sendmsg(self, args);
     }
     return guarded<PyObject*>(nullptr, [&] {
         const Ref empty = steal(PyTuple_New(0));
         const Ref arguments = with_dontwait(args, 2, {empty.ptr(), empty.ptr()});
         return retried(*hub, self, Interest::kWrite, "socket.sendmsg",
-                       [&](PyObject* shadow) { return original_sendmsg(shadow, arguments.ptr()); });
+                       [&](PyObject* shadow) { return call_original_sendmsg(shadow, arguments.ptr()); });
     });
+}
+PyObject* sendmsg_fast(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    if (hub_for(self) == nullptr) {
+        return as<FastFunction>(original_sendmsg)(self, args, count);
+    }
+    return guarded<PyObject*>(nullptr, [&] { return sendmsg(self, PackedArguments(args, count, nullptr).args.ptr()); });
 }
 
 // ---- accept ----
@@ -607,10 +646,14 @@ void plan_socket() {
     plan("recvfrom_into", kKeywords, as_c_function(recvfrom_into), original_recvfrom_into);
     plan("recvmsg", METH_VARARGS, recvmsg, original_recvmsg);
     plan("recvmsg_into", METH_VARARGS, recvmsg_into, original_recvmsg_into);
-    plan("send", METH_VARARGS, send, original_send);
-    plan("sendall", METH_VARARGS, sendall, original_sendall);
+    const auto plan_send = [&](const char* name, PyCFunction function, FastFunction fast, PyCFunction& original) {
+        const Replacement replacements[] = {{METH_VARARGS, function}, {METH_FASTCALL, as_c_function(fast)}};
+        plan_swap(type.ptr(), name, replacements, original);
+    };
+    plan_send("send", send, send_fast, original_send);
+    plan_send("sendall", sendall, sendall_fast, original_sendall);
+    plan_send("sendmsg", sendmsg, sendmsg_fast, original_sendmsg);
     plan("sendto", METH_VARARGS, sendto, original_sendto);
-    plan("sendmsg", METH_VARARGS, sendmsg, original_sendmsg);
     plan("close", METH_NOARGS, close, original_close);
     plan("detach", METH_NOARGS, detach, original_detach);
     plan_init(type.ptr());

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// Parts of a fiber's saved state that several versions share; each version's file puts its own together.
+#pragma once
+
+#include "cpython/api.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <utility>
+
+namespace gossamer::cpython {
+
+#if PY_VERSION_HEX < 0x030E0000
+/// 3.12 and 3.13 count C recursion.
+class CountedRecursion {
+public:
+    void begin(std::size_t stack_bytes) noexcept {
+        // The worst C recursion seen takes 1.7 KB a unit (sort, compile); 32 KB stay for what is called at the limit.
+        constexpr int kThreadLimit = 1500;  // C_RECURSION_LIMIT of the first releases, the lowest
+        remaining_ = std::clamp(static_cast<int>((stack_bytes - 32 * 1024) / 1900), 120, kThreadLimit);
+    }
+    void save(const PyThreadState& tstate) noexcept { remaining_ = tstate.c_recursion_remaining; }
+    void restore(PyThreadState& tstate) const noexcept { tstate.c_recursion_remaining = remaining_; }
+
+private:
+    int remaining_ = 0;
+};
+#endif
+
+#if PY_VERSION_HEX >= 0x030D0000
+/// From 3.13 on the frames hang on the thread state itself, and thread-local data is found by a key of its own.
+class FrameChain {
+public:
+    void begin(_PyInterpreterFrame* bottom) noexcept { frame_ = bottom; }
+    void save(const PyThreadState& tstate) noexcept { frame_ = tstate.current_frame; }
+    void restore(PyThreadState& tstate) const noexcept { tstate.current_frame = frame_; }
+    _PyInterpreterFrame* frame() const noexcept { return frame_; }
+
+    static bool has_local_key(const PyThreadState& tstate) noexcept { return tstate.threading_local_key != nullptr; }
+    static void take_local_key(PyThreadState& tstate, PyObject*& key, PyObject*& sentinel) noexcept {
+        key = std::exchange(tstate.threading_local_key, nullptr);
+        sentinel = std::exchange(tstate.threading_local_sentinel, nullptr);
+    }
+    static void put_local_key(PyThreadState& tstate, PyObject* key, PyObject* sentinel) noexcept {
+        tstate.threading_local_key = key;
+        tstate.threading_local_sentinel = sentinel;
+    }
+    static void signal_async_exception(PyThreadState& tstate) noexcept {
+        _Py_set_eval_breaker_bit(&tstate, _PY_ASYNC_EXCEPTION_BIT);
+    }
+
+private:
+    _PyInterpreterFrame* frame_ = nullptr;
+};
+#endif
+
+#if PY_VERSION_HEX >= 0x030E0000
+/// From 3.14 on the C stack is bounded by address, so the bounds are exchanged with the stack; a JIT executor that runs
+/// while a fiber parks is kept alive.
+class BoundedStack : public FrameChain {
+public:
+    void begin(_PyInterpreterFrame* bottom) noexcept {
+        FrameChain::begin(bottom);
+        executor_ = nullptr;
+    }
+    void save(PyThreadState& tstate) noexcept {
+        FrameChain::save(tstate);
+        // Safety: the executor's code is on this fiber's stack; nothing else may own it while the fiber is parked.
+        executor_ = Py_XNewRef(reinterpret_cast<PyObject*>(tstate.current_executor));
+    }
+    void restore(PyThreadState& tstate, void* base, std::size_t size_bytes) noexcept {
+        FrameChain::restore(tstate);
+        PyObject* executor = std::exchange(executor_, nullptr);
+        tstate.current_executor = executor;
+        Py_XDECREF(executor);  // the frame that runs it has a reference of its own
+        // Last: between this call and the switch nothing else of the interpreter may be called.
+        if (base == nullptr) {
+            PyUnstable_ThreadState_ResetStackProtection(&tstate);
+        } else {
+            PyUnstable_ThreadState_SetStackProtection(&tstate, base, size_bytes);
+        }
+    }
+
+private:
+    PyObject* executor_ = nullptr;
+};
+#endif
+
+}  // namespace gossamer::cpython
