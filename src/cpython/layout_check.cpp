@@ -69,7 +69,9 @@ bool is_thread_state_known(PyThreadState& tstate) {
     const auto* chunk = reinterpret_cast<const char*>(tstate.datastack_chunk);
     const bool has_data_stack = chunk != nullptr && reinterpret_cast<const char*>(top) > chunk && top <= tstate.datastack_limit &&
                                 reinterpret_cast<const char*>(tstate.datastack_limit) == chunk + tstate.datastack_chunk->size;
-    return tstate.interp == PyInterpreterState_Get() && tstate.thread_id == PyThread_get_thread_ident() &&
+    // A sub-interpreter's thread state may have been made on another OS thread than it runs on (3.12).
+    const bool is_of_this_thread = tstate.thread_id == PyThread_get_thread_ident() || tstate.interp != PyInterpreterState_Main();
+    return tstate.interp == PyInterpreterState_Get() && is_of_this_thread &&
            data != nullptr && tstate.dict == data && sees_context && has_data_stack &&
            tstate.py_recursion_limit == Py_GetRecursionLimit() &&
            tstate.py_recursion_remaining <= tstate.py_recursion_limit && tstate.exc_info != nullptr;

@@ -3,12 +3,19 @@
 
 #include "interpose/python/install.hpp"
 
+#include <mutex>
+
 #include "interpose/python/method_table.hpp"
 
 namespace gossamer::interpose {
 
 void install() {
+    // Threads of free-threaded builds, and of interpreters with a GIL of their own, may come here at once. Planning runs
+    // Python code under the mutex; none of it comes back here.
+    static std::mutex mutex;
     static bool is_planned = false;
+    const std::lock_guard lock(mutex);
+    adopt_socket_type();
     if (!is_planned) {
         plan_time();
         plan_thread();

@@ -13,7 +13,11 @@ void plan_queue();
 void plan_socket();
 void plan_name_resolution();
 
-/// Installs once for the process; later calls do nothing. Throws ErrorSet. Python: attached, main interpreter.
+/// The part that is not shared by interpreters: each has a _socket.socket type, and a descriptor of its `__init__`.
+void adopt_socket_type();
+
+/// Swaps the tables, which serve every interpreter, unless they are swapped already, and adopts what this interpreter has of
+/// its own. Throws ErrorSet. Python: attached.
 void install();
 
 /// Whether a default `threading.excepthook` reported an error that nobody else took.

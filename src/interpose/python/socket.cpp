@@ -592,9 +592,20 @@ PyObject* init_wrapper(PyObject* self, PyObject* args, void* wrapped, PyObject* 
     return result;
 }
 
-wrapperbase replaced_init_base;
+wrapperbase replaced_init_base;  // process-wide, as the original is; set once
 
-void plan_init(PyObject* type) {
+/// Our copy of what describes `__init__`'s slot; made at the first call.
+wrapperbase& replaced_base(const wrapperbase& original) noexcept {
+    if (original_init_wrapper == nullptr) {
+        replaced_init_base = original;
+        original_init_wrapper = reinterpret_cast<wrapperfunc_kwds>(reinterpret_cast<void (*)()>(original.wrapper));
+        replaced_init_base.wrapper = reinterpret_cast<wrapperfunc>(reinterpret_cast<void (*)()>(&init_wrapper));
+        replaced_init_base.flags |= PyWrapperFlag_KEYWORDS;
+    }
+    return replaced_init_base;
+}
+
+void adopt_init(PyObject* type) {
     PyObject* dict = PyType_GetDict(reinterpret_cast<PyTypeObject*>(type));
     PyObject* init = PyDict_GetItemString(dict, "__init__");
     Py_DECREF(dict);
@@ -603,13 +614,9 @@ void plan_init(PyObject* type) {
     }
     // Safety: d_base is only read; the copy is the same but for the wrapper that it names.
     auto* descriptor = reinterpret_cast<PyWrapperDescrObject*>(init);
-    if (original_init_wrapper == nullptr) {
-        replaced_init_base = *descriptor->d_base;
-        original_init_wrapper = reinterpret_cast<wrapperfunc_kwds>(reinterpret_cast<void (*)()>(replaced_init_base.wrapper));
-        replaced_init_base.wrapper = reinterpret_cast<wrapperfunc>(reinterpret_cast<void (*)()>(&init_wrapper));
-        replaced_init_base.flags |= PyWrapperFlag_KEYWORDS;
+    if (descriptor->d_base != &replaced_init_base) {
+        descriptor->d_base = &replaced_base(*descriptor->d_base);
     }
-    descriptor->d_base = &replaced_init_base;
 }
 
 void find_socket_words(PyObject* type) {
@@ -656,7 +663,12 @@ void plan_socket() {
     plan("sendto", METH_VARARGS, sendto, original_sendto);
     plan("close", METH_NOARGS, close, original_close);
     plan("detach", METH_NOARGS, detach, original_detach);
-    plan_init(type.ptr());
+}
+
+void adopt_socket_type() {
+    const Ref module = steal(PyImport_ImportModule("_socket"));
+    const Ref type = steal(PyObject_GetAttrString(module.ptr(), "socket"));
+    adopt_init(type.ptr());
 }
 
 }  // namespace gossamer::interpose
