@@ -197,7 +197,7 @@ PyObject* count(PyObject* module, PyObject* unused) {
 
 PyObject* set_sentinel(PyObject* module, PyObject* unused) {
     Hub* hub = Hub::current();
-    if (hub == nullptr || hub->running().is_main()) {
+    if (hub == nullptr || &hub->running() == &hub->main()) {
         return original_set_sentinel(module, unused);
     }
     return guarded<PyObject*>(nullptr, [&] {
