@@ -74,7 +74,7 @@ public:
     /// null (epoll_pwait2(2)). Returns the number of events; 0 also when a signal came.
     /// `before_block` and `after_block` run around the system call alone.
     template <typename Before, typename After>
-    int wait(Deadline deadline, Nanoseconds now, const void* mask, Before before_block, After after_block) noexcept {
+    int wait(Deadline deadline, Nanoseconds now, const void* mask, Before before_block, After after_block) {
         before_block();
         const int count = wait_for_events(deadline, now, mask);
         after_block();

@@ -35,9 +35,10 @@ template <typename... Args>
     throw ErrorSet{};
 }
 
+/// On 3.12 a daemon OS thread that attaches while the process ends is unwound through here by pthread_exit(3).
 /// Runs `body`, which returns what `on_error` is of; turns exceptions into the error indicator and `on_error`.
 template <typename Result, typename Body>
-Result guarded(Result on_error, Body body) noexcept {
+Result guarded(Result on_error, Body body) noexcept(kPython313) {
     try {
         return body();
     } catch (const ErrorSet&) {  // the error indicator is already set

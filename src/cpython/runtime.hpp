@@ -24,6 +24,17 @@ inline bool is_signal_pending() noexcept {
 /// Whether the calling OS thread is the interpreter's main thread. Only right outside a switch.
 inline bool is_main_os_thread() noexcept { return _PyRuntime.main_thread == PyThread_get_thread_ident(); }
 
+/// Makes the running main thread look for signals at its next bytecode: another virtual thread of its OS thread may have
+/// met the interpreter's request and cleared it, being no main thread. Thread: carrier. Python: attached.
+inline void look_for_signals_again(PyThreadState& tstate) noexcept {
+#if PY_VERSION_HEX >= 0x030D0000
+    _Py_set_eval_breaker_bit(&tstate, _PY_SIGNALS_PENDING_BIT);
+#else
+    _Py_atomic_store(&_PyRuntime.ceval.signals_pending, 1);
+    _Py_atomic_store_relaxed(&tstate.interp->ceval.eval_breaker, 1);
+#endif
+}
+
 /// Says whether code that runs on the main OS thread from now on is the main thread. Thread: the main OS thread.
 inline void set_runs_main(bool is_main, unsigned long main_ident) noexcept {
     _PyRuntime.main_thread = is_main ? main_ident : 0;

@@ -148,7 +148,7 @@ VirtualThread& Hub::spawn(const Entry& entry, std::size_t stack_bytes) {
     return *thread;
 }
 
-void Hub::run_entry(void* argument) noexcept {
+void Hub::run_entry(void* argument) {
     auto& self = *static_cast<VirtualThread*>(argument);
     Hub& hub = self.hub();
     hub.reclaim_finished();
@@ -208,6 +208,7 @@ Wake Hub::park(const WaitNote& note, core::Deadline deadline, Cancellable cancel
     }
     self.wait_note = note;
     self.status = ThreadStatus::kParked;
+    self.is_uninterruptible = cancellable == Cancellable::kNothing;
     ++statistics_.parks;
     switch_away();
     timers_.disarm(self);
@@ -216,11 +217,9 @@ Wake Hub::park(const WaitNote& note, core::Deadline deadline, Cancellable cancel
 
 Wake Hub::wake_reason(VirtualThread& self, Cancellable cancellable) noexcept {
     const bool timed_out = std::exchange(self.is_timed_out, false);
-    if (self.is_main_ && cpython::is_signal_pending()) {
-        self.is_interrupted = false;
-        if (PyErr_CheckSignals() < 0) {
-            return Wake::kFailed;
-        }
+    if (cancellable != Cancellable::kNothing && self.is_main_ && cpython::is_signal_pending() &&
+        PyErr_CheckSignals() < 0) {
+        return Wake::kFailed;
     }
     if (std::exchange(self.is_deadlocked, false)) {
         raise_deadlock(*this);
@@ -243,9 +242,6 @@ Wake Hub::yield() {
     self.status = ThreadStatus::kReady;
     ready_.push(self);
     switch_away();
-    if (self.is_main_ && cpython::is_signal_pending() && PyErr_CheckSignals() < 0) {
-        return Wake::kFailed;
-    }
     return self.must_cancel() ? Wake::kCancelled : Wake::kReady;
 }
 
@@ -288,15 +284,18 @@ void Hub::switch_to(VirtualThread& next) noexcept {
     *os_thread_exceptions_ = next.exceptions;
     if (main_ident_ != 0) {
         cpython::set_runs_main(next.is_main_, main_ident_);
+        if (next.is_main_ && cpython::is_signal_pending()) {
+            cpython::look_for_signals_again(*tstate_);
+        }
     }
     next.state.restore(*tstate_);
     core::gossamer_switch_context(&self.context.stack_pointer, next.context.stack_pointer);
     reclaim_finished();
 }
 
-void Hub::run_loop(void* hub) noexcept { static_cast<Hub*>(hub)->loop(); }
+void Hub::run_loop(void* hub) { static_cast<Hub*>(hub)->loop(); }
 
-void Hub::loop() noexcept {
+void Hub::loop() {
     for (;;) {
         reclaim_finished();
         turns_left_ = kTurns;
@@ -317,8 +316,8 @@ void Hub::look_after_events() noexcept {
     attention_.store(false);
     drain_mailbox();
     expire_timers();
-    if (main_ident_ != 0 && cpython::is_signal_pending()) {
-        interrupt_main();
+    if (must_interrupt_main()) {
+        unpark(*main_);
     }
 }
 
@@ -336,12 +335,11 @@ void Hub::expire_timers() noexcept {
     }
 }
 
-void Hub::interrupt_main() noexcept {
-    main_->is_interrupted = true;
-    unpark(*main_);
+bool Hub::must_interrupt_main() const noexcept {
+    return main_ident_ != 0 && !main_->is_uninterruptible && cpython::is_signal_pending();
 }
 
-void Hub::wait_for_work() noexcept {
+void Hub::wait_for_work() {
     if (is_deadlocked()) {
         main_->is_deadlocked = true;
         unpark(*main_);
@@ -358,7 +356,7 @@ void Hub::wait_for_work() noexcept {
         pthread_sigmask(SIG_SETMASK, &all, &previous);
         mask = &previous;
     }
-    if (mailbox_.is_empty() && !(main_ident_ != 0 && cpython::is_signal_pending())) {
+    if (mailbox_.is_empty() && !must_interrupt_main()) {
         const core::Deadline deadline = timers_.next();
         ++statistics_.waits;
         reactor_->wait(

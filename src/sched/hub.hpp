@@ -152,14 +152,16 @@ private:
     void switch_to(VirtualThread& next) noexcept;
     void finish_running() noexcept;
     void reclaim_finished() noexcept;
-    static void run_entry(void* thread) noexcept;
-    static void run_loop(void* hub) noexcept;
-    void loop() noexcept;
+    static void run_entry(void* thread);
+    static void run_loop(void* hub);
+    void loop();
     void look_after_events() noexcept;
     void drain_mailbox() noexcept;
     void expire_timers() noexcept;
-    void wait_for_work() noexcept;
-    void interrupt_main() noexcept;
+    // Not noexcept, like all that attaches: when the process ends, 3.12 ends a daemon OS thread that wants to attach by
+    // pthread_exit(3), which unwinds its stack.
+    void wait_for_work();
+    bool must_interrupt_main() const noexcept;
     VirtualThread* next_ready() noexcept;
     bool is_deadlocked() noexcept;
     Wake wake_reason(VirtualThread& self, Cancellable cancellable) noexcept;

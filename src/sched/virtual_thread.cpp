@@ -38,7 +38,7 @@ void VirtualThread::take_cancellation() noexcept {
 void VirtualThread::reset_for_next_tenant() noexcept {
     next_ready = nullptr;
     exceptions = {};
-    is_timed_out = is_interrupted = is_deadlocked = was_cancelled_from_outside = false;
+    is_timed_out = is_uninterruptible = is_deadlocked = was_cancelled_from_outside = false;
     has_cancellation.store(false);
     scope_cancellations = 0;
     is_daemon = true;

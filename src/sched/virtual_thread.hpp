@@ -38,7 +38,9 @@ enum class Wake : std::uint8_t {
     kFailed,  // the error indicator is set: a signal handler raised, a deadlock was found, switching is forbidden
 };
 
-enum class Cancellable : bool { kNo, kYes };
+/// What may end a wait before its time: cancellation and signal handlers, signal handlers alone, or nothing (a Condition
+/// gets its lock back whatever happens).
+enum class Cancellable : std::uint8_t { kNothing, kNo, kYes };
 
 /// What a virtual thread waits for, for people: `gossamer.dump()` and DeadlockError. The text is a literal.
 struct WaitNote {
@@ -96,7 +98,7 @@ public:
     std::atomic<bool> has_cancellation{false};  // any thread
     bool was_cancelled_from_outside = false;    // the last one that was raised
     int scope_cancellations = 0;
-    bool is_interrupted = false;      // main: run the signal handlers
+    bool is_uninterruptible = false;  // parked, and signal handlers must not run before it was served
     bool is_deadlocked = false;
     bool is_daemon = true;            // not waited for at the end of the program
     bool is_scoped = false;           // a scope waits for it

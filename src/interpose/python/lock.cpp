@@ -312,7 +312,7 @@ PyObject* rlock_acquire_restore(PyObject* self, PyObject* argument) {
         const auto take = [&] { return try_take_rlock(*hub, self); };
         // A Condition must get its lock back, also when it was cancelled.
         if (!take() && !sched::wait_until(*hub, self, {.what = "RLock.acquire", .object = self},
-                                          core::Deadline::never(), take, sched::Cancellable::kNo)) {
+                                          core::Deadline::never(), take, sched::Cancellable::kNothing)) {
             GS_UNREACHABLE();
         }
         words_of(self).owner = owner;
