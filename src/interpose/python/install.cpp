@@ -27,6 +27,7 @@ void install() {
         plan_os();
         plan_file_io();
         plan_buffered_io();
+        plan_input();
         is_planned = true;
     }
     if (!is_installed()) {
