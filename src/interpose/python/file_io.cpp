@@ -5,7 +5,7 @@
 // Regular files, closed objects and wrong arguments go to the original. BufferedReader and its kin, and with them text
 // files, sys.stdin and sys.stdout, stand on these methods.
 //
-// Source: Modules/_io/fileio.c, the same in 3.12 to 3.15 as far as it is read here.
+// Source: Modules/_io/fileio.c, 3.12 to 3.15.
 #include "cpython/api.hpp"
 
 #include <cerrno>
@@ -38,24 +38,23 @@ PyCFunction original_close = nullptr;
 struct FileWords {
     PyObject ob_base;
     int fd;
-    unsigned int created : 1;
-    unsigned int readable : 1;
-    unsigned int writable : 1;
-    unsigned int appending : 1;
-    signed int seekable : 2;
-    unsigned int closefd : 1;
+    unsigned int flags;  // bit fields: created, readable, writable, appending, seekable (2), 3.15: truncate, closefd
+
+    bool is_readable() const noexcept { return (flags & 2) != 0; }
+    bool is_writable() const noexcept { return (flags & 4) != 0; }
+    bool closes_fd() const noexcept { return (flags & (cpython::kPython315 ? 0x80u : 0x40u)) != 0; }
 };
 
 const FileWords& words_of_file(PyObject* file) noexcept { return *reinterpret_cast<FileWords*>(file); }
 
 Hub* hub_for_reading(PyObject* self) noexcept {
     const FileWords& words = words_of_file(self);
-    return words.fd >= 0 && words.readable != 0 ? Hub::current() : nullptr;
+    return words.fd >= 0 && words.is_readable() ? Hub::current() : nullptr;
 }
 
 Hub* hub_for_writing(PyObject* self) noexcept {
     const FileWords& words = words_of_file(self);
-    return words.fd >= 0 && words.writable != 0 ? Hub::current() : nullptr;
+    return words.fd >= 0 && words.is_writable() ? Hub::current() : nullptr;
 }
 
 /// Reads to the end of the file. Null and no error: the original should be called.
@@ -174,7 +173,7 @@ PyObject* write(PyObject* self, PyTypeObject* type, PyObject* const* args, Py_ss
 
 PyObject* close(PyObject* self, PyTypeObject* type, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     const FileWords& words = words_of_file(self);
-    if (words.closefd != 0) {
+    if (words.closes_fd()) {
         forget_descriptor(words.fd);
     }
     return as<MethodFunction>(original_close)(self, type, args, count, names);
@@ -193,14 +192,14 @@ void find_file_words(PyObject* type) {
     const FileWords& in_words = words_of_file(in.ptr());
     const FileWords& out_words = words_of_file(out.ptr());
     bool is_known = reinterpret_cast<PyTypeObject*>(type)->tp_basicsize >= Py_ssize_t{sizeof(FileWords)} &&
-                    in_words.fd == reader.get() && in_words.readable == 1 && in_words.writable == 0 &&
-                    in_words.closefd == 0 && out_words.fd == writer.get() && out_words.readable == 0 &&
-                    out_words.writable == 1 && out_words.closefd == 0;
+                    in_words.fd == reader.get() && in_words.is_readable() && !in_words.is_writable() &&
+                    !in_words.closes_fd() && out_words.fd == writer.get() && !out_words.is_readable() &&
+                    out_words.is_writable() && !out_words.closes_fd();
     steal(PyObject_CallMethod(in.ptr(), "close", nullptr));
     steal(PyObject_CallMethod(out.ptr(), "close", nullptr));
     is_known = is_known && in_words.fd < 0;
     const Ref owner = steal(PyObject_CallFunction(type, "is", ::dup(reader.get()), "r"));
-    is_known = is_known && words_of_file(owner.ptr()).closefd == 1;
+    is_known = is_known && words_of_file(owner.ptr()).closes_fd();
     steal(PyObject_CallMethod(owner.ptr(), "close", nullptr));
     if (!is_known) {
         cpython::raise(PyExc_ImportError, "gossamer does not know the layout of FileIO objects in this Python");
