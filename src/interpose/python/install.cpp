@@ -16,12 +16,18 @@ void install() {
     static bool is_planned = false;
     const std::lock_guard lock(mutex);
     adopt_socket_type();
+    adopt_buffered_types();
     if (!is_planned) {
         plan_time();
         plan_thread();
         plan_queue();
         plan_socket();
         plan_name_resolution();
+        plan_select();
+        plan_os();
+        plan_file_io();
+        plan_buffered_io();
+        plan_input();
         is_planned = true;
     }
     if (!is_installed()) {
