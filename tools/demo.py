@@ -18,9 +18,8 @@ def main() -> int:
     stop_on_sigterm()
     steps = Steps(BUILD / "logs", ROOT)
     try:
-        environment = Environment(newest(), "demo")
+        environment = Environment(newest(), "demo", packages_of("build", "demo"))
         steps.say(f"CPython {environment.interpreter.version}: {environment.interpreter.python}")
-        environment.create(steps, packages_of("build", "demo"))
         environment.install_gossamer(steps)
     except (ToolError, StepFailed) as error:
         print(f"demo: {error}", file=sys.stderr)

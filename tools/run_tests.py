@@ -6,9 +6,10 @@
     run_tests.py --all          what `make test-all` runs: everything everywhere
     run_tests.py --only NAMES   some of the jobs: 3.12, 3.13, ..., core, checks
 
-A job is an interpreter (environment, wheel, the tests in Python, CPython's own files), the unit tests of the C++ core,
-or the checks of the source. The output of each step is kept in build/logs/. With CI=true an interpreter that is missing
-is fetched (`interpreters.py get`), and a failure if it cannot be had; elsewhere the table says how to get it.
+A job is an interpreter (environment, wheel, the tests in Python, CPython's own files), the unit tests of the C++ core
+(plain, under ASan and UBSan, under TSan), or the checks of the source. The output of each step is kept in build/logs/.
+With CI=true an interpreter that is missing is fetched (`interpreters.py get`), and it is a failure if it cannot be had;
+elsewhere the table says how to get it.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import counts
-from candidates import TAGS, WORKING, Interpreter, Tag
+from candidates import ALWAYS_NEEDED, TAGS, WORKING, Tag
+from core_tests import run_core_tests
 from counts import Counts
 from deb import ToolError
-from environment import BUILD, ROOT, Environment, packages_of
-from interpreters import by_hand, find, get
+from environment import BUILD, ROOT, Environment, Environments
+from interpreters import by_hand
 from steps import StepFailed, Steps, stop_on_sigterm
 
 JOBS_AT_A_TIME = 2
-ALWAYS_NEEDED = ("3.12", "3.13")  # without these `make test` fails everywhere, not only in CI
 CPYTHON_FILES = ("test_thread", "test_queue", "test_socket")  # of CPython's own suite, those that must hold today
 PYTEST_SECONDS = 1200.0
-HARNESS_SECONDS = 1800.0
+HARNESS_SECONDS = 2400.0
+CHECKS_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -46,53 +47,75 @@ class Row:
     note: str = ""
 
 
-def is_ci() -> bool:
-    """Says whether what is missing must be fetched."""
-    return os.environ.get("CI") == "true"
+Job = Callable[[], list[Row]]
 
 
-def interpreter_job(tag: Tag, steps: Steps, *, everything: bool) -> list[Row]:
-    """Runs everything for one interpreter."""
-    interpreter = (get if is_ci() else find)(tag)
-    if interpreter is None:
-        return [missing_row(tag)]
-    environment = Environment(interpreter, tag.name)
-    environment.create(steps, packages_of("build", "test"))
-    environment.install_gossamer(steps)
-    version = f"{interpreter.version}, {interpreter.source.split(',')[0]}"
-    return [
-        Row(tag.name, "pytest", run_pytest(environment, steps), version),
-        Row(tag.name, "CPython's own files", run_harness(environment, steps, everything=everything), version),
-    ]
+class Jobs:
+    """The jobs, and what they share."""
+
+    def __init__(self, steps: Steps, environments: Environments, *, everything: bool) -> None:
+        self._steps = steps
+        self._environments = environments
+        self._everything = everything
+        versions: dict[str, Job] = {name: self._of_version(TAGS[name]) for name in WORKING}
+        self.by_name: dict[str, Job] = {**versions, "core": self.core, "checks": self.checks}
+
+    def core(self) -> list[Row]:
+        """Runs the unit tests of the C++ core."""
+        found = run_core_tests(self._environments.for_tools(), self._steps)
+        return [Row("core", f"GoogleTest, {name}", each) for name, each in found.items()]
+
+    def checks(self) -> list[Row]:
+        """Runs the checks of the source."""
+        tools = self._environments.for_tools()
+        tools.install_gossamer(self._steps)
+        command = tools.command(str(ROOT / "tools" / "checks.py"))
+        code = self._steps.run("checks", "source", command, seconds=CHECKS_SECONDS)
+        return [Row("checks", "the source", self._last_line("checks", "source", code))]
+
+    def version(self, tag: Tag) -> list[Row]:
+        """Runs everything in Python for one interpreter."""
+        environment = self._environments.of(tag)
+        if environment is None:
+            return [_missing(tag)]
+        environment.install_gossamer(self._steps)
+        note = f"{environment.interpreter.version}, {environment.interpreter.source.split(',')[0]}"
+        return [
+            Row(tag.name, "pytest", self._pytest(environment), note),
+            Row(tag.name, "CPython's own files", self._harness(environment), note),
+        ]
+
+    def _of_version(self, tag: Tag) -> Job:
+        return lambda: self.version(tag)
+
+    def _pytest(self, environment: Environment) -> Counts:
+        """Runs the tests in Python against the installed wheel."""
+        report = self._steps.log(environment.name, "pytest.xml")
+        report.unlink(missing_ok=True)
+        command = environment.command("-m", "pytest", f"--junitxml={report}", "tests")
+        return counts.of_junit(report, self._steps.run(environment.name, "pytest", command, seconds=PYTEST_SECONDS))
+
+    def _harness(self, environment: Environment) -> Counts:
+        """Runs CPython's own test files plain and under Gossamer, and compares."""
+        files = () if self._everything else CPYTHON_FILES
+        harness = str(ROOT / "tests" / "cpython" / "harness.py")
+        logs = str(self._steps.log(environment.name, "cpython-files"))
+        command = environment.command(harness, "--python", environment.python, "--logs", logs, *files)
+        code = self._steps.run(environment.name, "cpython", command, seconds=HARNESS_SECONDS)
+        return self._last_line(environment.name, "cpython", code)
+
+    def _last_line(self, job: str, step: str, code: int) -> Counts:
+        return counts.of_last_line(self._steps.log(job, step).read_text(errors="replace"), code)
 
 
-def missing_row(tag: Tag) -> Row:
+def _missing(tag: Tag) -> Row:
     """Returns what the table says of an interpreter that is not there."""
     is_failure = tag.name in ALWAYS_NEEDED
     how = f"tools/interpreters.py get {tag.name}"
     return Row(tag.name, "not run", Counts(failed=int(is_failure)), f"not there; to get it: {how}. {by_hand(tag)}")
 
 
-def run_pytest(environment: Environment, steps: Steps) -> Counts:
-    """Runs the tests in Python against the installed wheel."""
-    report = steps.log(environment.name, "pytest.xml")
-    report.unlink(missing_ok=True)
-    command = environment.command("-m", "pytest", f"--junitxml={report}", "tests")
-    code = steps.run(environment.name, "pytest", command, seconds=PYTEST_SECONDS)
-    return counts.of_junit(report, code)
-
-
-def run_harness(environment: Environment, steps: Steps, *, everything: bool) -> Counts:
-    """Runs CPython's own test files plain and under Gossamer, and compares."""
-    files = () if everything else CPYTHON_FILES
-    harness = str(ROOT / "tests" / "cpython" / "harness.py")
-    logs = steps.log(environment.name, "cpython-files")
-    command = environment.command(harness, "--python", environment.python, "--logs", str(logs), *files)
-    code = steps.run(environment.name, "cpython", command, seconds=HARNESS_SECONDS)
-    return counts.of_last_line(steps.log(environment.name, "cpython").read_text(errors="replace"), code)
-
-
-def guarded(name: str, job: Callable[[], list[Row]]) -> list[Row]:
+def guarded(name: str, job: Job) -> list[Row]:
     """Runs a job; what keeps it from its end is a failure of the job."""
     try:
         return job()
@@ -100,16 +123,7 @@ def guarded(name: str, job: Callable[[], list[Row]]) -> list[Row]:
         return [Row(name, "set-up", Counts(failed=1), str(error))]
 
 
-def jobs_of(options: argparse.Namespace, steps: Steps) -> dict[str, Callable[[], list[Row]]]:
-    """Returns the jobs by name, in the order in which they start."""
-
-    def of(tag: Tag) -> Callable[[], list[Row]]:
-        return lambda: interpreter_job(tag, steps, everything=options.all)
-
-    return {name: of(TAGS[name]) for name in WORKING}
-
-
-def run_jobs(jobs: dict[str, Callable[[], list[Row]]], steps: Steps) -> list[Row]:
+def run_jobs(jobs: dict[str, Job], steps: Steps) -> list[Row]:
     """Runs the jobs, some at a time, and returns their rows."""
     with concurrent.futures.ThreadPoolExecutor(JOBS_AT_A_TIME) as pool:
         futures = [pool.submit(guarded, name, job) for name, job in jobs.items()]
@@ -123,10 +137,10 @@ def run_jobs(jobs: dict[str, Callable[[], list[Row]]], steps: Steps) -> list[Row
 
 def print_table(rows: Sequence[Row]) -> None:
     """Prints what ran where and with what result."""
-    print(f"\n{'':10}{'':36}{'passed':>8}{'failed':>8}{'skipped':>9}")
+    print(f"\n{'':10}{'':24}{'passed':>8}{'failed':>8}{'skipped':>9}")
     for row in rows:
         each = row.counts
-        print(f"{row.job:10}{row.suite:36}{each.passed:>8}{each.failed:>8}{each.skipped:>9}  {row.note}")
+        print(f"{row.job:10}{row.suite:24}{each.passed:>8}{each.failed:>8}{each.skipped:>9}  {row.note}")
     for name in TAGS:
         if name not in WORKING:
             print(f"{name:10}not run: Gossamer does not work on it yet")
@@ -147,13 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop_on_sigterm()
     os.chdir(ROOT)  # what runs in a Debian folder sees the repository of the current folder
     steps = Steps(BUILD / "logs", ROOT)
-    jobs = jobs_of(options, steps)
-    if options.only:
-        names = options.only.split(",")
-        if unknown := set(names) - set(jobs):
-            parser.error(f"--only: no such job: {', '.join(sorted(unknown))}; there are {', '.join(jobs)}")
-        jobs = {name: jobs[name] for name in names}
-    rows = run_jobs(jobs, steps)
+    environments = Environments(may_download=os.environ.get("CI") == "true")
+    jobs = Jobs(steps, environments, everything=options.all).by_name
+    names = options.only.split(",") if options.only else list(jobs)
+    if unknown := set(names) - set(jobs):
+        parser.error(f"--only: no such job: {', '.join(sorted(unknown))}; there are {', '.join(jobs)}")
+    rows = run_jobs({name: jobs[name] for name in names}, steps)
     print_table(rows)
     total = sum((row.counts for row in rows), Counts())
     print(f"\n{total}")

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 TAIL_LINES = 40
+GRACE_SECONDS = 5.0
 
 
 class StepFailed(Exception):
@@ -45,7 +46,13 @@ class Steps:
         return self.logs / f"{job}-{step}".replace(" ", "-").replace(",", "-")
 
     def run(
-        self, job: str, step: str, command: Sequence[str], *, seconds: float, environment: Mapping[str, str] | None = None
+        self,
+        job: str,
+        step: str,
+        command: Sequence[str],
+        *,
+        seconds: float,
+        environment: Mapping[str, str] | None = None,
     ) -> int:
         """Runs a step and returns its exit code, negative when a signal ended it. Shows the end of its output if it
         failed.
@@ -83,8 +90,9 @@ class Steps:
         """Kills what runs, and lets nothing more start."""
         with self._lock:
             self._is_stopping = True
-            for process in self._live:
-                _kill_group(process)
+            live = list(self._live)
+        for process in live:
+            _end_group(process)
 
     def _run(self, command: Sequence[str], log: Path, seconds: float, environment: Mapping[str, str]) -> int:
         with open(log, "wb") as output:
@@ -104,7 +112,7 @@ class Steps:
             try:
                 return process.wait(seconds)
             except subprocess.TimeoutExpired:
-                _kill_group(process)
+                _end_group(process)
                 output.write(f"\nkilled: still running after {seconds:.0f} s\n".encode())
                 return process.wait()
             finally:
@@ -115,6 +123,15 @@ class Steps:
     def _show_failure(self, headline: str, log: Path) -> None:
         tail = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
         self.say("\n".join([headline, *(f"    | {line}" for line in tail), f"    {log}"]))
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Asks the process to end, so that it can end what it put into groups of their own; then kills its group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_SECONDS)
+    _kill_group(process)
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
