@@ -26,7 +26,7 @@ def main(count: int) -> str:
         assert_type(task.done(), bool)
         assert_type(task.cancelled(), bool)
         assert_type(task.ident, int | None)
-        scope.spawn(fetch)  # type: ignore[call-arg]  # pyright: ignore[reportArgumentType]
+        scope.spawn(fetch)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         scope.spawn(fetch, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         assert_type(scope.live_tasks, int)
         assert_type(scope.cancelled, bool)
@@ -50,4 +50,4 @@ def enter() -> None:
         assert_type(gs.run(main_coroutine), int)
     except gs.DeadlockError as error:
         assert_type(str(error), str)
-    gs.run(main, "3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    gs.run(main, "3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
