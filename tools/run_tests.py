@@ -33,6 +33,7 @@ from steps import StepFailed, Steps, stop_on_sigterm
 JOBS_AT_A_TIME = 2
 CPYTHON_FILES = ("test_thread", "test_queue", "test_socket")  # of CPython's own suite, those that must hold today
 PYTEST_SECONDS = 1200.0
+FILE_SECONDS = 300  # for one of CPython's own files, plain or under Gossamer
 HARNESS_SECONDS = 2400.0
 CHECKS_SECONDS = 600.0
 
@@ -100,7 +101,8 @@ class Jobs:
         files = () if self._everything else CPYTHON_FILES
         harness = str(ROOT / "tests" / "cpython" / "harness.py")
         logs = str(self._steps.log(environment.name, "cpython-files"))
-        command = environment.command(harness, "--python", environment.python, "--logs", logs, *files)
+        options = ("--python", environment.python, "--logs", logs, f"--timeout={FILE_SECONDS}")
+        command = environment.command(harness, *options, *files)
         code = self._steps.run(environment.name, "cpython", command, seconds=HARNESS_SECONDS)
         return self._last_line(environment.name, "cpython", code)
 
