@@ -6,8 +6,8 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, overload
 
 from gossamer import _core
 
@@ -51,11 +51,16 @@ def _end_the_rest(grace: float) -> None:
         )
 
 
-def run(main: Callable[..., Any], /, *args: Any, grace: float = 5.0) -> Any:
+@overload
+def run[*Ts, T](main: Callable[[*Ts], Coroutine[Any, Any, T]], /, *args: *Ts, grace: float = 5.0) -> T: ...
+@overload
+def run[*Ts, T](main: Callable[[*Ts], T], /, *args: *Ts, grace: float = 5.0) -> T: ...
+def run[*Ts](main: Callable[[*Ts], Any], /, *args: *Ts, grace: float = 5.0) -> Any:
     """Enter Gossamer: run ``main(*args)`` as the main virtual thread of this OS thread, and return its result.
 
     Args:
         main: A function, or a coroutine function.
+        *args: What it is called with.
         grace: Seconds that virtual threads which no scope owns get to clean up after ``main`` has ended.
 
     Raises:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gossamer import _core
 
@@ -154,6 +154,6 @@ def checkpoint() -> None:
     _core.checkpoint()
 
 
-def current() -> _core.Task | None:
+def current() -> _core.Task[Any] | None:
     """Return the Task of the running virtual thread; None for the main one, a `threading.Thread` or an OS thread."""
     return _core.current()

@@ -257,6 +257,8 @@ PyMethodDef methods[] = {
     {"done", task_done, METH_NOARGS, PyDoc_STR("done($self, /)\n--\n\nReturn whether the task has ended.")},
     {"cancelled", task_cancelled, METH_NOARGS,
      PyDoc_STR("cancelled($self, /)\n--\n\nReturn whether the task ended by cancellation.")},
+    {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS,
+     PyDoc_STR("__class_getitem__($type, item, /)\n--\n\nTask[int]: the type of a task whose result is an int.")},
     {}};
 
 PyGetSetDef properties[] = {

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``gossamer run``: a program as ``python`` would run it, on virtual threads.
 
-The program gets the `__main__` module, `sys.argv` and `sys.path` that it would have had; tracebacks begin in the program.
-The end of the program is the interpreter's own: `threading._shutdown` joins the threads, atexit handlers run, and the last
-of them ends Gossamer.
+The program gets the `__main__` module, `sys.argv` and `sys.path` that it would have had; tracebacks begin in the
+program. The end of the program is the interpreter's own: `threading._shutdown` joins the threads, atexit handlers run,
+and the last of them ends Gossamer.
 """
 
 from __future__ import annotations
