@@ -105,9 +105,9 @@ bool is_import_machinery(const PyCodeObject* code) noexcept {
     return code != nullptr && PyUnicode_CompareWithASCIIString(code->co_filename, "<frozen importlib._bootstrap>") == 0;
 }
 
-core::WatchClock wanted_clock() noexcept {
+core::WatchStart wanted_start() noexcept {
     const char* name = std::getenv("GOSSAMER_WATCH_CLOCK");
-    return name != nullptr && std::strcmp(name, "wall") == 0 ? core::WatchClock::kWall : core::WatchClock::kThreadCpu;
+    return name != nullptr && std::strcmp(name, "wall") == 0 ? core::WatchStart::kWallTime : core::WatchStart::kCpuTime;
 }
 
 }  // namespace
@@ -141,7 +141,7 @@ void Preemption::start() noexcept {
     }
     seen_switches_ = ~std::uint64_t{0};
     // Without an OS thread there is no preemption; the program runs on.
-    if (!core::Watchdog::instance().add(*this, slice / 2, wanted_clock(), hub_.tstate().interp)) {
+    if (!core::Watchdog::instance().add(*this, slice / 2, wanted_start(), hub_.tstate().interp)) {
         give_slot_back(std::exchange(slot_, -1));
         return;
     }
@@ -296,7 +296,9 @@ const char* Preemption::status() {
     if (self.Watch::number() == 0) {
         return self.was_started_ ? "off: no OS thread could be started for the watchdog" : "ready: starts with the first spawn";
     }
-    return self.Watch::clock() == core::WatchClock::kThreadCpu ? "on: by CPU time" : "on: by wall time";
+    return self.Watch::start() == core::WatchStart::kCpuTime
+               ? "on"
+               : "on, with wake-ups while anything runs: this system has no timers on a thread's CPU clock";
 }
 
 }  // namespace gossamer::sched

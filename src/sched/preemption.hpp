@@ -2,9 +2,9 @@
 // Fairness: a virtual thread that computes is parked at a bytecode boundary when its slice is over.
 //
 // Who does what:
-//   - The watchdog (core/watchdog.hpp) ticks every half slice of the carrier's CPU time, without attaching. Each tick makes
-//     the hub look after its events. If no switch came between two ticks, the running virtual thread has overrun its
-//     slice: the tick queues a pending call in the interpreter, its *request*.
+//   - The watchdog (core/watchdog.hpp) ticks every half slice while the carrier computes, without attaching. Each tick
+//     makes the hub look after its events. If no switch came between two ticks, the running virtual thread has overrun
+//     its slice: the tick queues a pending call in the interpreter, its *request*.
 //   - The request runs on the carrier between two bytecodes (cpython/pending_calls.hpp), gives up the mark of pending
 //     calls, joins the hub's low-priority queue and switches to the hub. Continued, it takes the mark back and returns.
 //   - Where parking would do harm it does nothing, and the next tick asks again: may_park() has the list.
@@ -54,7 +54,7 @@ public:
     void rest() noexcept { Watch::rest(); }
     void resume() noexcept { Watch::resume(); }
 
-    /// Periods of CPU time so far: a clock for whoever waits behind woken virtual threads.
+    /// Half slices of computing so far: a clock for whoever waits behind woken virtual threads.
     std::uint64_t ticks() const noexcept { return ticks_.load(std::memory_order_relaxed); }
 
     cpython::PendingCalls& pending_calls() noexcept { return pending_calls_; }
