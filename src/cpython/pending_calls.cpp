@@ -87,7 +87,7 @@ bool PendingCalls::has_entry(Function function, const void* argument) const noex
 
 #if PY_VERSION_HEX >= 0x030D0000
 
-bool PendingCalls::release_mark(PyThreadState& tstate) noexcept {
+void PendingCalls::give_up_mark(PyThreadState& tstate) noexcept {
     _pending_calls& queue = queue_of(*interpreter_);
 #ifdef Py_GIL_DISABLED
     PyMutex_Lock(&queue.mutex);
@@ -99,7 +99,6 @@ bool PendingCalls::release_mark(PyThreadState& tstate) noexcept {
     if (has_calls()) {
         signal(tstate);  // what is queued behind the call that parks is for the next who looks
     }
-    return true;
 }
 
 bool PendingCalls::try_take_mark(PyThreadState& tstate) noexcept {
@@ -148,13 +147,17 @@ bool has_other_thread(PyInterpreterState& interpreter, const PyThreadState& tsta
 
 }  // namespace
 
-bool PendingCalls::release_mark(PyThreadState& tstate) noexcept {
-    // 3.12's mark has no name on it. If it may be another OS thread's, clearing it lets a third one in early, which breaks
-    // nothing but the order of calls; it is not taken back then, because nobody would clear it if it was not ours.
+void PendingCalls::give_up_mark(PyThreadState& tstate) noexcept {
     *mark_ = 0;
     if (has_calls()) {
         signal(tstate);
     }
+}
+
+// 3.12's mark has no name on it. If it may be another OS thread's, clearing it lets a third one in early, which breaks
+// nothing but the order of calls; it is not taken back then, because nobody would clear it if it was not ours.
+bool PendingCalls::give_up_nameless_mark(PyThreadState& tstate) noexcept {
+    give_up_mark(tstate);
     return !has_other_thread(*interpreter_, tstate);
 }
 

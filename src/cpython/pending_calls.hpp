@@ -38,14 +38,21 @@ public:
     /// is full. Thread: any. Python: not needed.
     static bool add(PyInterpreterState& interpreter, Function function, void* argument) noexcept;
 
+    /// Gives the mark up: the caller is a pending call, and takes it back. Thread: carrier. Python: attached.
+    void give_up_mark(PyThreadState& tstate) noexcept;
+
     /// Gives the mark up if the running code is inside a pending call. Returns whether it must be taken back.
     /// Thread: carrier. Python: attached.
-    bool give_up_mark(PyThreadState& tstate) noexcept {
+    bool give_up_mark_if_ours(PyThreadState& tstate) noexcept {
 #if PY_VERSION_HEX >= 0x030D0000
         // relaxed: if it is ours nobody else writes it.
-        return __atomic_load_n(mark_, __ATOMIC_RELAXED) == &tstate && release_mark(tstate);
+        if (__atomic_load_n(mark_, __ATOMIC_RELAXED) != &tstate) {
+            return false;
+        }
+        give_up_mark(tstate);
+        return true;
 #else
-        return *mark_ != 0 && release_mark(tstate);
+        return *mark_ != 0 && give_up_nameless_mark(tstate);
 #endif
     }
 
@@ -70,7 +77,7 @@ private:
     using Mark = int;
 #endif
 
-    bool release_mark(PyThreadState& tstate) noexcept;
+    bool give_up_nameless_mark(PyThreadState& tstate) noexcept;
     bool has_entry(Function function, const void* argument) const noexcept;
     bool has_calls() const noexcept;
     static bool has_calls_for_main() noexcept;

@@ -217,7 +217,7 @@ Wake Hub::park(const WaitNote& note, core::Deadline deadline, Cancellable cancel
     self.is_uninterruptible = cancellable == Cancellable::kNothing;
     ++statistics_.parks;
     // Inside a pending call of others: they must not wait for us.
-    const bool takes_mark_back = preemption_.pending_calls().give_up_mark(*tstate_);
+    const bool takes_mark_back = preemption_.pending_calls().give_up_mark_if_ours(*tstate_);
     switch_away();
     timers_.disarm(self);
     if (takes_mark_back) {
@@ -250,7 +250,7 @@ Wake Hub::yield() {
     if (self.no_switch_depth > 0) {
         return Wake::kReady;  // nothing else may run, and nothing is waited for
     }
-    const bool takes_mark_back = preemption_.pending_calls().give_up_mark(*tstate_);
+    const bool takes_mark_back = preemption_.pending_calls().give_up_mark_if_ours(*tstate_);
     self.status = ThreadStatus::kReady;
     ready_.append(preempted_);  // these are runnable too
     ready_.push(self);

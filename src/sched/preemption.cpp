@@ -205,11 +205,9 @@ int Preemption::serve_request() noexcept {
     }
     const int saved_errno = errno;  // as where the interpreter gives up the GIL
     PyThreadState& tstate = hub_.tstate();
-    const bool takes_mark_back = pending_calls_.give_up_mark(tstate);
+    pending_calls_.give_up_mark(tstate);
     hub_.preempt_running();
-    if (takes_mark_back) {
-        take_mark_back();
-    }
+    take_mark_back();
     errno = saved_errno;
     return 0;
 }
