@@ -7,17 +7,22 @@
 
 namespace gossamer::core {
 
-/// Blocks every signal of the calling thread for its life, so that a thread started meanwhile has them blocked.
-class AllSignalsBlocked final {
+/// Blocks the signals of the calling thread for its life, so that a thread started meanwhile has them blocked: all but
+/// those that an instruction of the thread itself causes, for which the kernel kills a thread that blocks them, past any
+/// handler (faulthandler's, say).
+class SignalsBlocked final {
 public:
-    AllSignalsBlocked() noexcept {
+    SignalsBlocked() noexcept {
         sigset_t all;
         sigfillset(&all);
+        for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS}) {
+            sigdelset(&all, fault);
+        }
         pthread_sigmask(SIG_SETMASK, &all, &previous_);
     }
-    AllSignalsBlocked(const AllSignalsBlocked&) = delete;
-    AllSignalsBlocked& operator=(const AllSignalsBlocked&) = delete;
-    ~AllSignalsBlocked() { pthread_sigmask(SIG_SETMASK, &previous_, nullptr); }
+    SignalsBlocked(const SignalsBlocked&) = delete;
+    SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+    ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &previous_, nullptr); }
 
 private:
     sigset_t previous_{};

@@ -47,7 +47,7 @@ void ThreadPool::reset_after_fork() noexcept {
 }
 
 void ThreadPool::start_thread() {
-    const AllSignalsBlocked blocked;
+    const SignalsBlocked blocked;
     pthread_t thread{};
     const int error = pthread_create(&thread, nullptr, &ThreadPool::serve, state_);
     if (error == 0) {

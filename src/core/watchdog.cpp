@@ -107,7 +107,7 @@ bool Watchdog::add(Watch& watch, Nanoseconds period, WatchStart start, const voi
 }
 
 bool Watchdog::start_thread() noexcept {
-    const AllSignalsBlocked blocked;
+    const SignalsBlocked blocked;
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, kStackBytes);

@@ -9,15 +9,20 @@
 
 namespace gossamer::cpython {
 
+/// The word that holds the innermost frame of the running code. Python: attached.
+inline _PyInterpreterFrame*& running_frame(PyThreadState& tstate) noexcept {
+#if PY_VERSION_HEX >= 0x030D0000
+    return tstate.current_frame;
+#else
+    return tstate.cframe->current_frame;
+#endif
+}
+
 /// The innermost complete frame of the chain that starts at `frame`; empty when there is none. Parks: no.
 /// Thread: carrier. Python: attached.
 inline Ref frame_object(PyThreadState& tstate, _PyInterpreterFrame* frame) noexcept {
     // Safety: PyThreadState_GetFrame reads the chain of a thread state and allocates; nothing switches meanwhile.
-#if PY_VERSION_HEX >= 0x030D0000
-    _PyInterpreterFrame*& current = tstate.current_frame;
-#else
-    _PyInterpreterFrame*& current = tstate.cframe->current_frame;
-#endif
+    _PyInterpreterFrame*& current = running_frame(tstate);
     _PyInterpreterFrame* running = std::exchange(current, frame);
     PyObject* object = frame == nullptr ? nullptr : reinterpret_cast<PyObject*>(PyThreadState_GetFrame(&tstate));
     current = running;

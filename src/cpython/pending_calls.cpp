@@ -10,7 +10,6 @@
 #if PY_VERSION_HEX < 0x030D0000
 extern "C" int _PyEval_AddPendingCall(PyInterpreterState* interpreter, int (*function)(void*), void* argument,
                                       int main_thread_only);
-extern "C" void _PyEval_SignalReceived(PyInterpreterState* interpreter);
 #endif
 
 namespace gossamer::cpython {
@@ -128,10 +127,6 @@ bool PendingCalls::has_calls_for_main() noexcept {
 
 void PendingCalls::signal(PyThreadState& tstate) noexcept { _Py_set_eval_breaker_bit(&tstate, _PY_CALLS_TO_DO_BIT); }
 
-void PendingCalls::signal_handlers(PyThreadState& tstate) noexcept {
-    _Py_set_eval_breaker_bit(&tstate, _PY_SIGNALS_PENDING_BIT);
-}
-
 #else
 
 namespace {
@@ -185,8 +180,6 @@ void PendingCalls::signal(PyThreadState& tstate) noexcept {
     _Py_atomic_store_relaxed(&ceval.pending.calls_to_do, 1);
     _Py_atomic_store_relaxed(&ceval.eval_breaker, 1);
 }
-
-void PendingCalls::signal_handlers(PyThreadState& tstate) noexcept { _PyEval_SignalReceived(tstate.interp); }
 
 #endif
 

@@ -67,9 +67,6 @@ public:
         }
     }
 
-    /// Has the interpreter look for signal handlers to run at the next bytecode. Thread: the main one. Python: attached.
-    static void signal_handlers(PyThreadState& tstate) noexcept;
-
 private:
 #if PY_VERSION_HEX >= 0x030D0000
     using Mark = PyThreadState*;

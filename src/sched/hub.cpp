@@ -267,10 +267,6 @@ void Hub::preempt_running() noexcept {
     self.status = ThreadStatus::kReady;
     preempted_.push(self);
     switch_to(*loop_thread_);
-    if (self.is_main_ && cpython::is_signal_pending()) {
-        // Other virtual threads have passed the request over: handlers run in the main one, at its next bytecode.
-        cpython::PendingCalls::signal_handlers(*tstate_);
-    }
 }
 
 void Hub::let_others_run() noexcept {
@@ -320,7 +316,10 @@ void Hub::switch_to(VirtualThread& next) noexcept {
     if (main_ident_ != 0) {
         cpython::set_runs_main(next.is_main_, main_ident_);
         if (next.is_main_) {
-            look_for_what_only_main_does();
+            if (cpython::is_signal_pending()) {
+                cpython::look_for_signals_again(*tstate_);
+            }
+            preemption_.pending_calls().signal_calls_for_main(*tstate_);
         }
     }
     next.state.restore(*tstate_);

@@ -234,7 +234,7 @@ bool Preemption::may_park() noexcept {
 /// taken for the same: the import lock, or a buffered object whose raw object is written in Python. And signal handlers,
 /// which interrupt C functions that may be in such a state.
 bool Preemption::is_in_bad_place() noexcept {
-    const _PyInterpreterFrame* frame = cpython::VersionState::running_frame(hub_.tstate());
+    const _PyInterpreterFrame* frame = cpython::running_frame(hub_.tstate());
     if (frame == nullptr || is_import_machinery(cpython::code_of(*frame))) {
         return true;
     }
