@@ -53,7 +53,9 @@ PyObject* enter(PyObject*, PyObject* makes_threads_virtual) {
     return guarded<PyObject*>(nullptr, [&] {
         const int is_virtual = PyObject_IsTrue(makes_threads_virtual);
         cpython::check(is_virtual);
-        interpose::install();
+        if (Hub::current() == nullptr) {
+            interpose::install();  // never on a virtual thread, which could be preempted under its mutex
+        }
         Hub& hub = Hub::enter();
         hub.makes_threads_virtual = is_virtual != 0;
         Py_RETURN_NONE;

@@ -231,6 +231,9 @@ void Watchdog::State::receive(const siginfo_t& info) noexcept {
         tick_repeats();
     } else {
         siginfo_t copy = info;
+        if (copy.si_code == SI_USER || copy.si_code == SI_TKILL) {
+            copy.si_code = SI_QUEUE;  // the codes of kill(2) and tgkill(2) may only be given by the kernel
+        }
         ::syscall(SYS_rt_tgsigqueueinfo, ::getpid(), ::getpid(), info.si_signo, &copy);
     }
 }

@@ -189,7 +189,7 @@ TEST(Watchdog, HandsASignalOfTheProgramOnToTheMainThread) {
     if (!kCanStartThreadsAfterFork) {
         GTEST_SKIP() << "ThreadSanitizer cannot";
     }
-    // In a child whose main thread takes the signal: the process sends it while only the watchdog does not block it.
+    // In a child, whose main thread takes the signal only after the watchdog, the one that waits for it, has received it.
     const pid_t child = ::fork();
     if (child == 0) {
         sigset_t signals;
@@ -202,11 +202,15 @@ TEST(Watchdog, HandsASignalOfTheProgramOnToTheMainThread) {
         if (!watchdog.add(watch, std::chrono::hours(1), WatchStart::kCpuTime, nullptr)) {
             ::_exit(2);
         }
-        // To the process: whoever waits for it or does not block it may get it.
+        const std::uint64_t wakes = watchdog.wake_count();
         ::kill(::getpid(), Watchdog::signal_number());
+        sleep_until([&] { return watchdog.wake_count() > wakes; });
         const timespec limit{.tv_sec = 60, .tv_nsec = 0};
         siginfo_t info{};
-        ::_exit(sigtimedwait(&signals, &info, &limit) == Watchdog::signal_number() && info.si_code == SI_USER ? 0 : 1);
+        ::_exit(sigtimedwait(&signals, &info, &limit) == Watchdog::signal_number() &&
+                        info.si_pid == ::getpid()
+                    ? 0
+                    : 1);
     }
     int status = 0;
     ASSERT_EQ(child, ::waitpid(child, &status, 0));
