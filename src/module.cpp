@@ -8,6 +8,8 @@
 #include "core/parking_lot.hpp"
 #include "core/stack_pool.hpp"
 #include "core/thread_pool.hpp"
+#include "core/watchdog.hpp"
+#include "cpython/args.hpp"
 #include "cpython/frames.hpp"
 #include "cpython/layout_check.hpp"
 #include "cpython/module_state.hpp"
@@ -51,7 +53,9 @@ PyObject* enter(PyObject*, PyObject* makes_threads_virtual) {
     return guarded<PyObject*>(nullptr, [&] {
         const int is_virtual = PyObject_IsTrue(makes_threads_virtual);
         cpython::check(is_virtual);
-        interpose::install();
+        if (Hub::current() == nullptr) {
+            interpose::install();  // never on a virtual thread, which could be preempted under its mutex
+        }
         Hub& hub = Hub::enter();
         hub.makes_threads_virtual = is_virtual != 0;
         Py_RETURN_NONE;
@@ -163,7 +167,7 @@ PyObject* statistics(PyObject*, PyObject*) {
         Hub& hub = current_hub();
         const sched::HubStatistics& counts = hub.statistics();
         return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:O}", "spawned", counts.spawned, "finished",
-                             counts.finished, "parks", counts.parks, "switches", counts.switches, "polls", counts.polls,
+                             counts.finished, "parks", counts.parks, "switches", counts.switches.load(), "polls", counts.polls,
                              "waits", counts.waits, "preemptions", counts.preemptions, "live",
                              static_cast<Py_ssize_t>(hub.live_count()), "main_is_virtual",
                              hub.main().is_main() ? Py_True : Py_False);
@@ -197,11 +201,36 @@ PyObject* after_fork_in_child(PyObject*, PyObject*) {
     return guarded<PyObject*>(nullptr, [] {
         core::ParkingLot::instance().reset_after_fork();
         core::ThreadPool::instance().reset_after_fork();
+        core::Watchdog::instance().reset_after_fork();
         if (Hub* hub = Hub::current()) {
             hub->reset_after_fork();
         }
         Py_RETURN_NONE;
     });
+}
+
+/// set_slice(seconds): the length of a slice; 0 turns preemption off.
+PyObject* set_slice(PyObject*, PyObject* seconds) {
+    return guarded<PyObject*>(nullptr, [&] {
+        sched::Preemption::set_slice(core::Nanoseconds(cpython::nanoseconds_from_seconds(seconds)));
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* preemption_status(PyObject*, PyObject*) {
+    return guarded<PyObject*>(nullptr, [] { return PyUnicode_FromString(sched::Preemption::status()); });
+}
+
+/// At the end of the interpreter: no request may reach it any more.
+PyObject* end_preemption(PyObject*, PyObject*) {
+    core::Watchdog::instance().remove_group(PyInterpreterState_Get());
+    Py_RETURN_NONE;
+}
+
+void end_preemption_at_exit(PyObject* module) {
+    const Ref atexit = steal(PyImport_ImportModule("atexit"));
+    const Ref end = steal(PyObject_GetAttrString(module, "end_preemption"));
+    steal(PyObject_CallMethod(atexit.ptr(), "register", "O", end.ptr()));
 }
 
 PyMethodDef functions[] = {
@@ -220,6 +249,9 @@ PyMethodDef functions[] = {
     {"join_non_daemons", join_non_daemons, METH_NOARGS, nullptr},
     {"cancel_all", cancel_all, METH_NOARGS, nullptr},
     {"after_fork_in_child", after_fork_in_child, METH_NOARGS, nullptr},
+    {"set_slice", set_slice, METH_O, nullptr},
+    {"preemption_status", preemption_status, METH_NOARGS, nullptr},
+    {"end_preemption", end_preemption, METH_NOARGS, nullptr},
     {}};
 
 int execute(PyObject* module) noexcept {
@@ -227,6 +259,7 @@ int execute(PyObject* module) noexcept {
         auto* state = new (PyModule_GetState(module)) ModuleState{};
         cpython::check_layout();
         Hub::raise_deadlock = &raise_deadlock;
+        end_preemption_at_exit(module);
         state->task_type = sched::create_task_type(module);
         state->scope_type = sched::create_scope_type(module);
         cpython::check(PyModule_AddObjectRef(module, "Task", reinterpret_cast<PyObject*>(state->task_type)));

@@ -40,16 +40,20 @@ inline void set_runs_main(bool is_main, unsigned long main_ident) noexcept {
     _PyRuntime.main_thread = is_main ? main_ident : 0;
 }
 
+/// What is installed for a signal: a callable, a constant of `signal`, or null. Borrowed. Python: attached.
+inline PyObject* signal_handler(int number) noexcept {
+#if PY_VERSION_HEX >= 0x030D0000
+    return _PyRuntime.signals.handlers[number].func;
+#else
+    return reinterpret_cast<PyObject*>(_Py_atomic_load_relaxed(&_PyRuntime.signals.handlers[number].func));
+#endif
+}
+
 /// Whether the program installed a Python signal handler itself: something other than what `signal` installs at start-up.
 /// Python: attached.
 inline bool has_program_signal_handler(const void* default_int_handler) noexcept {
     for (int number = 1; number < Py_NSIG; ++number) {
-#if PY_VERSION_HEX >= 0x030D0000
-        const void* handler = _PyRuntime.signals.handlers[number].func;
-#else
-        const void* handler = reinterpret_cast<const void*>(
-            _Py_atomic_load_relaxed(&_PyRuntime.signals.handlers[number].func));
-#endif
+        const void* handler = signal_handler(number);
         const bool is_default = handler == nullptr || handler == Py_None || handler == default_int_handler ||
                                 handler == _PyRuntime.signals.default_handler ||
                                 handler == _PyRuntime.signals.ignore_handler;

@@ -48,7 +48,8 @@ Hub::Hub(PyThreadState& tstate, VirtualThread& main)
       os_thread_exceptions_(&core::exception_globals()),
       main_(&main),
       running_(&main),
-      reactor_(std::make_unique<core::EpollReactor>()) {}
+      reactor_(std::make_unique<core::EpollReactor>()),
+      preemption_(*this) {}
 
 Hub::~Hub() = default;
 
@@ -73,6 +74,7 @@ Hub& Hub::enter() {
         loop.stack = hub->stacks_.acquire();
         loop.state.begin(tstate, {loop.stack.limit, loop.stack.size_bytes()}, loop.stack.chunk, loop.stack.chunk_end);
         loop.context = core::make_context(loop.stack.top, &Hub::run_loop, hub);
+        hub->preemption_.prepare();
     } catch (...) {
         if (hub != nullptr) {
             hub->~Hub();
@@ -96,6 +98,7 @@ Hub& Hub::enter() {
 
 void Hub::leave() noexcept {
     GS_ASSERT(running_ == main_ && of_this_os_thread() == this);
+    preemption_.stop();
     reclaim_finished();
     set_for_this_os_thread(nullptr);
     if (main_ident_ != 0) {
@@ -120,6 +123,9 @@ core::StackPool& Hub::stack_pool(std::size_t stack_bytes) {
 }
 
 VirtualThread& Hub::spawn(const Entry& entry, std::size_t stack_bytes) {
+    if (!preemption_.was_started()) {
+        preemption_.start();
+    }
     core::Stack stack;
     try {
         stack = stack_pool((stack_bytes + 4095) & ~std::size_t{4095}).acquire();
@@ -210,8 +216,13 @@ Wake Hub::park(const WaitNote& note, core::Deadline deadline, Cancellable cancel
     self.status = ThreadStatus::kParked;
     self.is_uninterruptible = cancellable == Cancellable::kNothing;
     ++statistics_.parks;
+    // Inside a pending call of others: they must not wait for us.
+    const bool takes_mark_back = preemption_.pending_calls().give_up_mark_if_ours(*tstate_);
     switch_away();
     timers_.disarm(self);
+    if (takes_mark_back) {
+        preemption_.take_mark_back();
+    }
     return wake_reason(self, cancellable);
 }
 
@@ -239,10 +250,30 @@ Wake Hub::yield() {
     if (self.no_switch_depth > 0) {
         return Wake::kReady;  // nothing else may run, and nothing is waited for
     }
+    const bool takes_mark_back = preemption_.pending_calls().give_up_mark_if_ours(*tstate_);
     self.status = ThreadStatus::kReady;
+    ready_.append(preempted_);  // these are runnable too
     ready_.push(self);
     switch_away();
+    if (takes_mark_back) {
+        preemption_.take_mark_back();
+    }
     return self.must_cancel() ? Wake::kCancelled : Wake::kReady;
+}
+
+void Hub::preempt_running() noexcept {
+    VirtualThread& self = *running_;
+    ++statistics_.preemptions;
+    self.status = ThreadStatus::kReady;
+    preempted_.push(self);
+    switch_to(*loop_thread_);
+}
+
+void Hub::let_others_run() noexcept {
+    VirtualThread& self = *running_;
+    self.status = ThreadStatus::kReady;
+    ready_.push(self);
+    switch_to(*loop_thread_);
 }
 
 void Hub::post(VirtualThread& thread) noexcept {
@@ -284,8 +315,11 @@ void Hub::switch_to(VirtualThread& next) noexcept {
     *os_thread_exceptions_ = next.exceptions;
     if (main_ident_ != 0) {
         cpython::set_runs_main(next.is_main_, main_ident_);
-        if (next.is_main_ && cpython::is_signal_pending()) {
-            cpython::look_for_signals_again(*tstate_);
+        if (next.is_main_) {
+            if (cpython::is_signal_pending()) {
+                cpython::look_for_signals_again(*tstate_);
+            }
+            preemption_.pending_calls().signal_calls_for_main(*tstate_);
         }
     }
     next.state.restore(*tstate_);
@@ -299,16 +333,28 @@ void Hub::loop() {
     for (;;) {
         reclaim_finished();
         turns_left_ = kTurns;
-        if (ready_.is_empty()) {
+        if (ready_.is_empty() && preempted_.is_empty()) {
             wait_for_work();
         } else if (reactor_->waiter_count() > 0) {
             ++statistics_.polls;
             reactor_->poll();
         }
         look_after_events();
+        ready_one_preempted();
         if (VirtualThread* next = ready_.pop()) {
             switch_to(*next);
         }
+    }
+}
+
+void Hub::ready_one_preempted() noexcept {
+    if (preempted_.is_empty()) {
+        return;
+    }
+    const std::uint64_t ticks = preemption_.ticks();
+    if (ready_.is_empty() || ticks - preempted_ran_at_ >= kPatience) {
+        preempted_ran_at_ = ticks;
+        ready_.push(*preempted_.pop());
     }
 }
 
@@ -360,8 +406,15 @@ void Hub::wait_for_work() {
         const core::Deadline deadline = timers_.next();
         ++statistics_.waits;
         reactor_->wait(
-            deadline, deadline.is_never() ? core::Nanoseconds{} : now(), mask, [] { PyEval_SaveThread(); },
-            [this] { PyEval_RestoreThread(tstate_); });
+            deadline, deadline.is_never() ? core::Nanoseconds{} : now(), mask,
+            [this] {
+                preemption_.rest();
+                PyEval_SaveThread();
+            },
+            [this] {
+                PyEval_RestoreThread(tstate_);
+                preemption_.resume();
+            });
     }
     if (main_ident_ != 0) {
         pthread_sigmask(SIG_SETMASK, &previous, nullptr);
@@ -387,6 +440,8 @@ void Hub::reset_after_fork() {
     // leaked, as with OS threads.
     VirtualThread& self = *running_;
     ready_ = ReadyQueue{};
+    preempted_ = ReadyQueue{};
+    preemption_.reset_after_fork();
     timers_ = core::TimerHeap{};
     self.index = core::Timer::kIdle;
     reactor_ = std::make_unique<core::EpollReactor>();
