@@ -3,6 +3,7 @@
 #include "cpython/api.hpp"
 
 #include <new>
+#include <pthread.h>
 
 #include "core/assert.hpp"
 #include "core/parking_lot.hpp"
@@ -195,11 +196,33 @@ PyObject* cancel_all(PyObject*, PyObject*) {
 
 PyObject* after_fork_in_child(PyObject*, PyObject*) {
     return guarded<PyObject*>(nullptr, [] {
-        core::ParkingLot::instance().reset_after_fork();
-        core::ThreadPool::instance().reset_after_fork();
+        Hub::forget_others_after_fork();
         if (Hub* hub = Hub::current()) {
             hub->reset_after_fork();
+            interpose::keep_thread_alive_after_fork(hub->running());
         }
+        Py_RETURN_NONE;
+    });
+}
+
+/// Puts the hook before those of the standard library, which take locks: none may park before the hub is reset.
+PyObject* register_fork_hooks(PyObject* module, PyObject*) {
+    return guarded<PyObject*>(nullptr, [&] {
+        // In C, so that a fork that is not Python's finds them free too, and before the interpreter clears the thread
+        // states of threads that are not there, which wakes who waits for them.
+        const int error = pthread_atfork(nullptr, nullptr, [] {
+            core::ParkingLot::instance().reset_after_fork();
+            core::ThreadPool::instance().reset_after_fork();
+        });
+        if (error != 0) {
+            cpython::raise_os_error(error);
+        }
+        const Ref hook = steal(PyObject_GetAttrString(module, "after_fork_in_child"));
+        PyInterpreterState& interpreter = *PyInterpreterState_Get();
+        if (interpreter.after_forkers_child == nullptr) {
+            interpreter.after_forkers_child = steal(PyList_New(0)).release();
+        }
+        cpython::check(PyList_Insert(interpreter.after_forkers_child, 0, hook.ptr()));
         Py_RETURN_NONE;
     });
 }
@@ -220,6 +243,7 @@ PyMethodDef functions[] = {
     {"join_non_daemons", join_non_daemons, METH_NOARGS, nullptr},
     {"cancel_all", cancel_all, METH_NOARGS, nullptr},
     {"after_fork_in_child", after_fork_in_child, METH_NOARGS, nullptr},
+    {"register_fork_hooks", register_fork_hooks, METH_NOARGS, nullptr},
     {}};
 
 int execute(PyObject* module) noexcept {

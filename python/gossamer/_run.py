@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,7 @@ def enter(*, virtual_threads: bool) -> None:
     """Make this OS thread a carrier and the caller its main virtual thread."""
     global _is_fork_hook_registered
     if not _is_fork_hook_registered:
-        os.register_at_fork(after_in_child=_core.after_fork_in_child)
+        _core.register_fork_hooks()
         _is_fork_hook_registered = True
     _core.enter(virtual_threads)
 

@@ -14,4 +14,8 @@ namespace gossamer::sched {
 cpython::Ref call_on_pool(Hub& hub, const char* what, PyObject* (*function)(PyObject*, PyObject*, PyObject*),
                           PyObject* module, PyObject* args, PyObject* kwargs);
 
+/// The same on an OS thread of its own: for what may wait for ever.
+cpython::Ref call_on_own_thread(Hub& hub, const char* what, PyObject* (*function)(PyObject*, PyObject*, PyObject*),
+                                PyObject* module, PyObject* args, PyObject* kwargs);
+
 }  // namespace gossamer::sched

@@ -24,23 +24,6 @@ TaskObject& as_task(PyObject* self) noexcept { return *reinterpret_cast<TaskObje
 
 PyObject* as_object(TaskObject& task) noexcept { return &task.ob_base; }
 
-/// Whether the raised exception is asyncio's CancelledError; never imports asyncio, for who raised it has.
-bool is_cancelled_error(PyObject* exception) noexcept {
-    PyObject* modules = PyImport_GetModuleDict();
-    PyObject* module = PyDict_GetItemString(modules, "asyncio.exceptions");
-    if (module == nullptr) {
-        return false;
-    }
-    PyObject* type = PyObject_GetAttrString(module, "CancelledError");
-    if (type == nullptr) {
-        PyErr_Clear();  // a module of that name that is not asyncio's
-        return false;
-    }
-    const int matches = PyErr_GivenExceptionMatches(exception, type);
-    Py_DECREF(type);
-    return matches != 0;
-}
-
 void finish_task(TaskObject& task, PyObject* result) {
     Ref exception;
     if (result == nullptr) {

@@ -21,6 +21,8 @@ void install() {
         plan_time();
         plan_thread();
         plan_queue();
+        plan_sys();
+        plan_async_exception();
         plan_socket();
         plan_name_resolution();
         plan_select();

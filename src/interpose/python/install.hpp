@@ -10,6 +10,8 @@ namespace gossamer::interpose {
 void plan_time();
 void plan_thread();
 void plan_queue();
+void plan_sys();
+void plan_async_exception();
 void plan_socket();
 void plan_name_resolution();
 void plan_select();
