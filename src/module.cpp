@@ -13,6 +13,7 @@
 #include "cpython/layout_check.hpp"
 #include "cpython/module_state.hpp"
 #include "cpython/ref.hpp"
+#include "cpython/runtime.hpp"
 #include "interpose/python/install.hpp"
 #include "interpose/python/method_table.hpp"
 #include "interpose/python/thread_parts.hpp"
@@ -205,6 +206,17 @@ PyObject* after_fork_in_child(PyObject*, PyObject*) {
     });
 }
 
+/// Prints an uncaught exception as the interpreter does for the main program, by sys.excepthook. A KeyboardInterrupt ends
+/// the process by SIGINT when the interpreter is finalized, so that a shell sees it.
+PyObject* report_uncaught(PyObject*, PyObject* exception) {
+    if (PyErr_GivenExceptionMatches(exception, PyExc_KeyboardInterrupt)) {
+        cpython::end_by_interrupt();
+    }
+    PyErr_SetRaisedException(Py_NewRef(exception));
+    PyErr_Print();
+    Py_RETURN_NONE;
+}
+
 /// Puts the hook before those of the standard library, which take locks: none may park before the hub is reset.
 PyObject* register_fork_hooks(PyObject* module, PyObject*) {
     return guarded<PyObject*>(nullptr, [&] {
@@ -243,6 +255,7 @@ PyMethodDef functions[] = {
     {"join_non_daemons", join_non_daemons, METH_NOARGS, nullptr},
     {"cancel_all", cancel_all, METH_NOARGS, nullptr},
     {"after_fork_in_child", after_fork_in_child, METH_NOARGS, nullptr},
+    {"report_uncaught", report_uncaught, METH_O, nullptr},
     {"register_fork_hooks", register_fork_hooks, METH_NOARGS, nullptr},
     {}};
 
@@ -251,6 +264,10 @@ int execute(PyObject* module) noexcept {
         auto* state = new (PyModule_GetState(module)) ModuleState{};
         cpython::check_layout();
         Hub::raise_deadlock = &raise_deadlock;
+        const Ref threading = steal(PyImport_ImportModule("threading"));
+        state->threading_names = Py_NewRef(PyModule_GetDict(threading.ptr()));
+        state->trace_hook_name = steal(PyUnicode_InternFromString("_trace_hook")).release();
+        state->profile_hook_name = steal(PyUnicode_InternFromString("_profile_hook")).release();
         state->task_type = sched::create_task_type(module);
         state->scope_type = sched::create_scope_type(module);
         cpython::check(PyModule_AddObjectRef(module, "Task", reinterpret_cast<PyObject*>(state->task_type)));
@@ -263,6 +280,7 @@ int traverse(PyObject* module, visitproc visit, void* arg) {
     ModuleState& state = cpython::state_of_module(module);
     Py_VISIT(reinterpret_cast<PyObject*>(state.task_type));
     Py_VISIT(reinterpret_cast<PyObject*>(state.scope_type));
+    Py_VISIT(state.threading_names);
     return 0;
 }
 
@@ -270,6 +288,9 @@ int clear(PyObject* module) {
     ModuleState& state = cpython::state_of_module(module);
     Py_CLEAR(state.task_type);
     Py_CLEAR(state.scope_type);
+    Py_CLEAR(state.threading_names);
+    Py_CLEAR(state.trace_hook_name);
+    Py_CLEAR(state.profile_hook_name);
     return 0;
 }
 

@@ -58,17 +58,6 @@ private:
     std::shared_ptr<Call> call_;
 };
 
-class ExternalWakeExpected final {
-public:
-    explicit ExternalWakeExpected(Hub& hub) noexcept : hub_(hub) { hub_.expect_external_wake(+1); }
-    ExternalWakeExpected(const ExternalWakeExpected&) = delete;
-    ExternalWakeExpected& operator=(const ExternalWakeExpected&) = delete;
-    ~ExternalWakeExpected() { hub_.expect_external_wake(-1); }
-
-private:
-    Hub& hub_;
-};
-
 Ref call_elsewhere(Hub& hub, const char* what, void (*submit)(std::unique_ptr<core::Job>),
                    PyObject* (*function)(PyObject*, PyObject*, PyObject*), PyObject* module, PyObject* args,
                    PyObject* kwargs) {

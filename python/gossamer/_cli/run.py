@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import importlib.machinery
 import io
 import os
 import resource
@@ -86,21 +87,25 @@ def _execute_code(code: types.CodeType, path: str | None) -> None:
     module.__builtins__ = builtins  # type: ignore[attr-defined]
     if path is not None:
         module.__file__ = path
+        module.__cached__ = None  # type: ignore[attr-defined]
+        module.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
+    else:
+        module.__loader__ = importlib.machinery.BuiltinImporter
     sys.modules["__main__"] = module
     exec(code, module.__dict__)
 
 
 def _report(error: BaseException) -> int:
     """Print the traceback as the interpreter does, without our own frames; return the exit code."""
+    # A KeyboardInterrupt's code is not seen: the process ends by SIGINT, as plain Python does.
     trace = error.__traceback__
     while trace is not None and (
         trace.tb_frame.f_code.co_filename.startswith(os.path.dirname(__file__))
         or trace.tb_frame.f_code.co_filename == "<frozen runpy>"
     ):
         trace = trace.tb_next
-    error = error.with_traceback(trace)
-    sys.excepthook(type(error), error, trace)
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
+    _core.report_uncaught(error.with_traceback(trace))
+    return 1
 
 
 def _leave(options: RunOptions) -> None:

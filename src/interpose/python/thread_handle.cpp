@@ -12,6 +12,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 
 #include "core/parking_lot.hpp"
@@ -21,6 +22,7 @@
 #include "interpose/python/install.hpp"
 #include "interpose/python/method_table.hpp"
 #include "interpose/python/thread_parts.hpp"
+#include "sched/offload.hpp"
 #include "sched/wait.hpp"
 
 namespace gossamer::interpose {
@@ -136,6 +138,10 @@ PyObject* join(PyObject* self, PyObject* args) {
             cpython::raise(PyExc_RuntimeError, "Cannot join current thread");
         }
         const bool is_os_thread = words.has_os_handle != 0;
+        std::optional<sched::ExternalWakeExpected> expected;
+        if (is_os_thread) {
+            expected.emplace(*hub);
+        }
         if (is_os_thread && joins().begin(self)) {
             try {
                 core::ThreadPool::run_apart(std::make_unique<JoinJob>(hub->tstate().interp, self));
