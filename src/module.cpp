@@ -206,14 +206,15 @@ PyObject* after_fork_in_child(PyObject*, PyObject*) {
     });
 }
 
-/// Prints an uncaught exception as the interpreter does for the main program, by sys.excepthook. A KeyboardInterrupt ends
-/// the process by SIGINT when the interpreter is finalized, so that a shell sees it.
+/// Prints an uncaught exception as the interpreter does for the main program, by sys.excepthook.
 PyObject* report_uncaught(PyObject*, PyObject* exception) {
-    if (PyErr_GivenExceptionMatches(exception, PyExc_KeyboardInterrupt)) {
-        cpython::end_by_interrupt();
-    }
     PyErr_SetRaisedException(Py_NewRef(exception));
     PyErr_Print();
+    Py_RETURN_NONE;
+}
+
+PyObject* end_by_interrupt(PyObject*, PyObject*) {
+    cpython::end_by_interrupt();
     Py_RETURN_NONE;
 }
 
@@ -256,6 +257,7 @@ PyMethodDef functions[] = {
     {"cancel_all", cancel_all, METH_NOARGS, nullptr},
     {"after_fork_in_child", after_fork_in_child, METH_NOARGS, nullptr},
     {"report_uncaught", report_uncaught, METH_O, nullptr},
+    {"end_by_interrupt", end_by_interrupt, METH_NOARGS, nullptr},
     {"register_fork_hooks", register_fork_hooks, METH_NOARGS, nullptr},
     {}};
 

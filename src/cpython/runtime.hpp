@@ -40,8 +40,8 @@ inline void set_runs_main(bool is_main, unsigned long main_ident) noexcept {
     _PyRuntime.main_thread = is_main ? main_ident : 0;
 }
 
-/// Makes the process end by SIGINT once the interpreter is finalized, as after an uncaught KeyboardInterrupt (Py_RunMain in
-/// Modules/main.c). Python: attached.
+/// Says that an uncaught KeyboardInterrupt ended the program, so that the process ends by SIGINT once the interpreter is
+/// finalized (Py_RunMain in Modules/main.c). Any eval() since then has taken the word back. Python: attached.
 inline void end_by_interrupt() noexcept { _PyRuntime.signals.unhandled_keyboard_interrupt = 1; }
 
 /// Whether the program installed a Python signal handler itself: something other than what `signal` installs at start-up.
