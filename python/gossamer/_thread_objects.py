@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `threading.Thread` object of a virtual thread that `threading` did not start.
+"""The `threading.Thread` object of a spawned task.
 
 `threading.current_thread()` makes an object for a thread that it does not know, of the class `threading._DummyThread`.
-Ours takes that class's place. For a virtual thread it has a name that tells what runs, it knows when the thread has
-ended, it can be joined, and it leaves `threading._active` with the thread: the thread's identity is used again.
+Ours takes that class's place. For a task it has a name that tells what runs, it knows when the task has ended, it can be
+joined, and it leaves `threading._active` with the task: the identity is used again. Any other thread that `threading` did
+not start has what this version of Python gives it.
 """
 
 from __future__ import annotations
@@ -32,17 +33,15 @@ class _Forget:
                 del threading._active[self._ident]  # type: ignore[attr-defined]
 
 
-class ForeignThread(threading._DummyThread):
-    """A thread that `threading` did not start: an OS thread as before, or a virtual thread."""
+class _DummyThread(threading._DummyThread):
+    """A thread that `threading` did not start."""
 
     def __init__(self) -> None:
         super().__init__()
         self._task = _core.current()
-        if not _core.is_virtual():
-            return
-        function = _outermost_function(sys._getframe(1))
-        self._name = f"{'Thread' if self._task is None else 'Task'}-v{next(_numbers)} ({function})"
-        _of_this_thread.forget = _Forget(self)
+        if self._task is not None:
+            self._name = f"Task-{next(_numbers)} ({_outermost_function(sys._getframe(1))})"
+            _of_this_thread.forget = _Forget(self)
 
     def is_alive(self) -> bool:
         """Return whether the thread runs."""
@@ -66,7 +65,7 @@ def _outermost_function(frame: FrameType) -> str:
 
 def install() -> None:
     """Make `threading.current_thread` use our class; once for the process."""
-    threading._DummyThread = ForeignThread  # type: ignore[misc]
+    threading._DummyThread = _DummyThread  # type: ignore[misc]
 
 
-__all__ = ["ForeignThread", "install"]
+__all__ = ["install"]

@@ -119,6 +119,9 @@ void plan_async_exception() {
     const Replacement builtins[] = {{METH_O, exec_builtin}};
     plan_swap(importer.ptr(), "exec_dynamic", dynamics, original_exec_dynamic);
     plan_swap(importer.ptr(), "exec_builtin", builtins, original_exec_builtin);
+}
+
+void adopt_ctypes_if_loaded() {
     PyObject* loaded = PyDict_GetItemString(PyImport_GetModuleDict(), "_ctypes");
     if (loaded != nullptr) {
         adopt_ctypes(loaded);

@@ -32,6 +32,8 @@ void install() {
         plan_input();
         is_planned = true;
     }
+    adopt_ctypes_if_loaded();
+    adopt_thread_ends();
     if (!is_installed()) {
         install_planned();
     }

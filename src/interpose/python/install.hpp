@@ -22,6 +22,10 @@ void plan_input();
 
 /// The part that is not shared by interpreters: each has a _socket.socket type, and a descriptor of its `__init__`.
 void adopt_socket_type();
+/// The same: `_ctypes.CFuncPtr` and its subclasses, if the module is loaded.
+void adopt_ctypes_if_loaded();
+/// The same: OS threads that run already (3.12).
+void adopt_thread_ends();
 
 /// The same for the `__next__` of the buffered files.
 void adopt_buffered_types();

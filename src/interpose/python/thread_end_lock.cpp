@@ -11,6 +11,7 @@
 
 #include "core/parking_lot.hpp"
 #include "cpython/ref.hpp"
+#include "interpose/python/install.hpp"
 #include "interpose/python/method_table.hpp"
 #include "interpose/python/thread_parts.hpp"
 #include "sched/hub.hpp"
@@ -60,7 +61,7 @@ bool is_startable(PyObject*) noexcept { return true; }
 
 void start_handle(PyObject*, sched::VirtualThread&) noexcept {}
 
-void finish_thread(sched::VirtualThread& thread) noexcept {
+void finish_thread(sched::VirtualThread& thread) {
     const Ref lock = Ref::steal_or_null(std::exchange(thread.end_marker, nullptr));
     if (!lock) {
         return;
@@ -79,6 +80,9 @@ void keep_thread_alive_after_fork(sched::VirtualThread&) noexcept {}
 void plan_thread_end(PyObject* thread_module) {
     const Replacement sentinels[] = {{METH_NOARGS, set_sentinel}};
     plan_swap(thread_module, "_set_sentinel", sentinels, original_set_sentinel);
+}
+
+void adopt_thread_ends() {
     PyThreadState* tstate = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
     for (; tstate != nullptr; tstate = PyThreadState_Next(tstate)) {
         wake_at_end_of(*tstate);

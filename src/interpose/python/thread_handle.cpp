@@ -197,7 +197,7 @@ void start_handle(PyObject* handle, sched::VirtualThread& thread) noexcept {
     thread.end_marker = Py_NewRef(handle);
 }
 
-void finish_thread(sched::VirtualThread& thread) noexcept {
+void finish_thread(sched::VirtualThread& thread) {
     const Ref handle = Ref::steal_or_null(std::exchange(thread.end_marker, nullptr));
     if (!handle) {
         return;
@@ -221,6 +221,8 @@ void keep_thread_alive_after_fork(sched::VirtualThread& thread) noexcept {
     }
     new (&joins()) Joins;  // its helpers do not exist here
 }
+
+void adopt_thread_ends() {}
 
 void plan_thread_end(PyObject* thread_module) {
     const Ref type = steal(PyObject_GetAttrString(thread_module, "_ThreadHandle"));

@@ -26,7 +26,7 @@ bool is_startable(PyObject* handle) noexcept;
 void start_handle(PyObject* handle, sched::VirtualThread& thread) noexcept;
 
 /// The running virtual thread ends: tells who joins it. The error indicator stays as it is.
-void finish_thread(sched::VirtualThread& thread) noexcept;
+void finish_thread(sched::VirtualThread& thread);
 
 /// In a forked child, before Python's own hooks: the running virtual thread has not ended.
 void keep_thread_alive_after_fork(sched::VirtualThread& thread) noexcept;
