@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, overload
 
-from gossamer import _core
+from gossamer import _core, _thread_objects
 
 _is_fork_hook_registered = False
 
@@ -18,8 +17,9 @@ def enter(*, virtual_threads: bool) -> None:
     """Make this OS thread a carrier and the caller its main virtual thread."""
     global _is_fork_hook_registered
     if not _is_fork_hook_registered:
-        os.register_at_fork(after_in_child=_core.after_fork_in_child)
+        _core.register_fork_hooks()
         _is_fork_hook_registered = True
+    _thread_objects.install()
     _core.enter(virtual_threads)
 
 
@@ -33,20 +33,20 @@ def leave(grace: float) -> None:
 def _end_the_rest(grace: float) -> None:
     import time
 
-    if len(_core.threads()) == 1:
+    if _core.statistics()["live"] == 1:
         return
     _core.cancel_all()
     deadline = time.monotonic() + grace
     pause = 0.0
-    while len(_core.threads()) > 1 and time.monotonic() < deadline:
+    while _core.statistics()["live"] > 1 and time.monotonic() < deadline:
         time.sleep(pause)
         pause = min(0.05, pause + 0.001)
-    left = [ident for ident, *_rest in _core.threads()[1:]]
+    left = _core.statistics()["live"] - 1
     if left:
         from gossamer._dump import describe_threads
 
         print(
-            f"gossamer: {len(left)} virtual threads did not end in {grace} s and are abandoned:\n{describe_threads()}",
+            f"gossamer: {left} virtual threads did not end in {grace} s and are abandoned:\n{describe_threads()}",
             file=sys.stderr,
         )
 

@@ -36,6 +36,22 @@ void ThreadPool::submit(std::unique_ptr<Job> job) {
     state_->work_came.notify_one();
 }
 
+void ThreadPool::run_apart(std::unique_ptr<Job> job) {
+    const AllSignalsBlocked blocked;
+    pthread_t thread{};
+    const auto body = [](void* argument) -> void* {
+        pthread_setname_np(pthread_self(), "gossamer-wait");
+        const std::unique_ptr<Job> owned(static_cast<Job*>(argument));
+        owned->run();
+        return nullptr;
+    };
+    if (const int error = pthread_create(&thread, nullptr, body, job.get()); error != 0) {
+        throw std::system_error(error, std::generic_category(), "pthread_create");
+    }
+    pthread_detach(thread);
+    (void)job.release();
+}
+
 std::size_t ThreadPool::pending() const noexcept {
     const std::lock_guard lock(state_->mutex);
     return state_->jobs.size() + state_->running;

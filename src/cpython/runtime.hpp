@@ -49,6 +49,10 @@ inline PyObject* signal_handler(int number) noexcept {
 #endif
 }
 
+/// Says that an uncaught KeyboardInterrupt ended the program, so that the process ends by SIGINT once the interpreter is
+/// finalized (Py_RunMain in Modules/main.c). Any eval() since then has taken the word back. Python: attached.
+inline void end_by_interrupt() noexcept { _PyRuntime.signals.unhandled_keyboard_interrupt = 1; }
+
 /// Whether the program installed a Python signal handler itself: something other than what `signal` installs at start-up.
 /// Python: attached.
 inline bool has_program_signal_handler(const void* default_int_handler) noexcept {

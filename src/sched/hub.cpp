@@ -3,7 +3,9 @@
 
 #include "sched/hub.hpp"
 
+#include <algorithm>
 #include <csignal>
+#include <mutex>
 #include <new>
 #include <pthread.h>
 #include <unistd.h>
@@ -19,6 +21,29 @@ namespace {
 // initial-exec: one load; the accessor is not inlined, because a compiler may keep the address of a thread-local variable
 // over a call that comes back on another stack.
 thread_local Hub* hub_of_this_os_thread [[gnu::tls_model("initial-exec")]] = nullptr;
+
+/// Every hub of the process, so that identities of other carriers' virtual threads can be looked up.
+struct HubList {
+    std::mutex mutex;
+    std::vector<Hub*> hubs;  // under mutex
+};
+
+HubList& hub_list() {
+    static auto* list = new HubList;  // never destroyed: threads may outlive main()
+    return *list;
+}
+
+void add_to_list(Hub& hub) {
+    HubList& list = hub_list();
+    const std::lock_guard lock(list.mutex);
+    list.hubs.push_back(&hub);
+}
+
+void remove_from_list(Hub& hub) noexcept {
+    HubList& list = hub_list();
+    const std::lock_guard lock(list.mutex);
+    std::erase(list.hubs, &hub);
+}
 
 const void* default_int_handler = nullptr;  // borrowed from the signal module of the main interpreter, which is for ever
 
@@ -69,6 +94,7 @@ Hub& Hub::enter() {
     Hub* hub = nullptr;
     try {
         hub = new (hub_memory) Hub(tstate, *main);
+        add_to_list(*hub);
         hub->loop_thread_ = std::make_unique<VirtualThread>(*hub);
         VirtualThread& loop = *hub->loop_thread_;
         loop.stack = hub->stacks_.acquire();
@@ -77,6 +103,7 @@ Hub& Hub::enter() {
         hub->preemption_.prepare();
     } catch (...) {
         if (hub != nullptr) {
+            remove_from_list(*hub);
             hub->~Hub();
         }
         ::operator delete(hub_memory);
@@ -100,6 +127,7 @@ void Hub::leave() noexcept {
     GS_ASSERT(running_ == main_ && of_this_os_thread() == this);
     preemption_.stop();
     reclaim_finished();
+    remove_from_list(*this);
     set_for_this_os_thread(nullptr);
     if (main_ident_ != 0) {
         cpython::set_runs_main(true, main_ident_);
@@ -113,6 +141,33 @@ void Hub::leave() noexcept {
     this->~Hub();
     ::operator delete(this);
     delete[] main_storage;
+}
+
+std::vector<Hub*> Hub::of_interpreter(PyInterpreterState* interpreter) {
+#ifdef Py_GIL_DISABLED
+    Hub* own = current();
+    return own != nullptr && own->tstate_->interp == interpreter ? std::vector<Hub*>{own} : std::vector<Hub*>{};
+#else
+    HubList& list = hub_list();
+    const std::lock_guard lock(list.mutex);
+    std::vector<Hub*> found;
+    std::copy_if(list.hubs.begin(), list.hubs.end(), std::back_inserter(found),
+                 [interpreter](Hub* hub) { return hub->tstate_->interp == interpreter; });
+    return found;
+#endif
+}
+
+VirtualThread* Hub::find(PyInterpreterState* interpreter, unsigned long ident) {
+    VirtualThread* found = nullptr;
+    for_each(interpreter, [&](Hub& hub) {
+        for (VirtualThread* thread = hub.roster_.front(); thread != nullptr; thread = hub.roster_.next_of(*thread)) {
+            if (thread->ident_ == ident) {
+                found = thread;
+                return;
+            }
+        }
+    });
+    return found;
 }
 
 core::StackPool& Hub::stack_pool(std::size_t stack_bytes) {
@@ -433,6 +488,15 @@ bool Hub::is_deadlocked() noexcept {
     }
     return other == nullptr && !(main_ident_ != 0 && (cpython::is_signal_pending() ||
                                                       cpython::has_program_signal_handler(default_int_handler)));
+}
+
+void Hub::forget_others_after_fork() {
+    HubList& list = hub_list();
+    new (&list.mutex) std::mutex;  // another thread may have held it at the fork
+    list.hubs.clear();
+    if (Hub* own = of_this_os_thread()) {
+        list.hubs.push_back(own);
+    }
 }
 
 void Hub::reset_after_fork() {

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <vector>
 
 #include "core/deadline.hpp"
 #include "core/epoll_reactor.hpp"
@@ -122,7 +123,7 @@ public:
     core::EpollReactor& reactor() noexcept { return *reactor_; }
     core::Nanoseconds now() const noexcept { return core::monotonic_now(); }
     core::Deadline deadline_after(core::Nanoseconds delay) const noexcept { return core::Deadline::after(now(), delay); }
-    PyThreadState& tstate() noexcept { return *tstate_; }
+    PyThreadState& tstate() const noexcept { return *tstate_; }
     bool is_main_thread_hub() const noexcept { return main_ident_ != 0; }
     const HubStatistics& statistics() const noexcept { return statistics_; }
     Preemption& preemption() noexcept { return preemption_; }
@@ -131,12 +132,30 @@ public:
     /// Thread: any.
     std::uint64_t switch_count() const noexcept { return statistics_.switches.load(); }
 
+    /// Calls `visit` for every hub of `interpreter`. In a free-threaded build only for the caller's own: the others run.
+    /// Parks: no. Thread: any. Python: attached.
+    template <typename Visit>
+    static void for_each(PyInterpreterState* interpreter, Visit visit) {
+        for (Hub* hub : of_interpreter(interpreter)) {
+            visit(*hub);
+        }
+    }
+
+    /// The live virtual thread of `interpreter` with this identity, or null. Looks at each. Python: attached.
+    static VirtualThread* find(PyInterpreterState* interpreter, unsigned long ident);
+
+    /// What pthread_self() is on the carrier.
+    unsigned long os_ident() const noexcept { return tstate_->thread_id; }
+
     /// Virtual threads that have not finished, the main one included.
     std::size_t live_count() const noexcept { return live_count_; }
     core::IntrusiveList<VirtualThread>& roster() noexcept { return roster_; }
 
     /// A job on the OS-thread pool will wake a virtual thread of this hub: not a deadlock. Thread: carrier.
     void expect_external_wake(int change) noexcept { external_wakes_expected_ += change; }
+
+    /// In a forked child: the hubs of other OS threads do not exist here.
+    static void forget_others_after_fork();
 
     /// In a forked child: the running virtual thread is the only one left.
     void reset_after_fork();
@@ -160,6 +179,8 @@ private:
 
     Hub(PyThreadState& tstate, VirtualThread& main);
     ~Hub();
+
+    static std::vector<Hub*> of_interpreter(PyInterpreterState* interpreter);
 
     static Hub* of_this_os_thread() noexcept;
     static void set_for_this_os_thread(Hub* hub) noexcept;

@@ -4,6 +4,7 @@
 #include "sched/task.hpp"
 
 #include <new>
+#include <utility>
 
 #include "core/parking_lot.hpp"
 #include "cpython/args.hpp"
@@ -24,28 +25,7 @@ TaskObject& as_task(PyObject* self) noexcept { return *reinterpret_cast<TaskObje
 
 PyObject* as_object(TaskObject& task) noexcept { return &task.ob_base; }
 
-/// Whether the raised exception is asyncio's CancelledError; never imports asyncio, for who raised it has.
-bool is_cancelled_error(PyObject* exception) noexcept {
-    PyObject* modules = PyImport_GetModuleDict();
-    PyObject* module = PyDict_GetItemString(modules, "asyncio.exceptions");
-    if (module == nullptr) {
-        return false;
-    }
-    PyObject* type = PyObject_GetAttrString(module, "CancelledError");
-    if (type == nullptr) {
-        PyErr_Clear();  // a module of that name that is not asyncio's
-        return false;
-    }
-    const int matches = PyErr_GivenExceptionMatches(exception, type);
-    Py_DECREF(type);
-    return matches != 0;
-}
-
-void finish_task(TaskObject& task, PyObject* result) {
-    Ref exception;
-    if (result == nullptr) {
-        exception = Ref::steal_or_null(PyErr_GetRaisedException());
-    }
+void finish_task(TaskObject& task, PyObject* result, Ref exception) {
     task.result = result;
     task.is_cancelled = exception && is_cancelled_error(exception.ptr());
     task.exception = Py_XNewRef(exception.ptr());
@@ -61,6 +41,19 @@ void finish_task(TaskObject& task, PyObject* result) {
     }
 }
 
+/// Does for a spawned virtual thread what threading does for a Thread: threading.settrace() and setprofile() are asked.
+void begin_tracing(const cpython::ModuleState& state) {
+    const std::pair<PyObject*, const char*> hooks[] = {{state.trace_hook_name, "settrace"},
+                                                       {state.profile_hook_name, "setprofile"}};
+    for (const auto& [name, setter] : hooks) {
+        PyObject* hook = PyDict_GetItemWithError(state.threading_names, name);
+        if (hook != nullptr && hook != Py_None) {
+            const Ref kept = cpython::borrow(hook);
+            steal(PyObject_CallOneArg(PySys_GetObject(setter), kept.ptr()));
+        }
+    }
+}
+
 void run_task(VirtualThread& thread, void* argument) {
     auto& task = *static_cast<TaskObject*>(argument);
     const Ref keep_alive = Ref::steal_or_null(as_object(task));  // the reference that the virtual thread owned
@@ -72,9 +65,15 @@ void run_task(VirtualThread& thread, void* argument) {
         // Cancelled before it began: never called. The exception is made the same way as at a park.
         guarded(0, [&]() -> int { raise_wake(thread.hub(), Wake::kCancelled); });
     } else {
-        result = PyObject_Call(callable, args, kwargs);
+        result = guarded<PyObject*>(nullptr, [&] {
+            begin_tracing(cpython::state_of_defining_class(Py_TYPE(&task.ob_base)));
+            return PyObject_Call(callable, args, kwargs);
+        });
     }
-    finish_task(task, result);
+    Ref exception = Ref::steal_or_null(result == nullptr ? PyErr_GetRaisedException() : nullptr);
+    // Thread-local data dies before the task counts as ended, as an OS thread's does.
+    cpython::FiberState::clear_thread_data(thread.hub().tstate());
+    finish_task(task, result, std::move(exception));
     thread.object = nullptr;
     Py_DECREF(callable);
     Py_DECREF(args);

@@ -114,7 +114,7 @@ public:
     core::Nanoseconds born{};
     Entry entry;
     PyObject* object = nullptr;       // borrowed: the Task, or null
-    PyObject* end_lock = nullptr;     // owned: released at the end (threading's tstate lock of 3.12)
+    PyObject* end_marker = nullptr;   // owned: what threading's joiners wait for (a lock in 3.12, a handle from 3.13 on)
     const OwningCall* owning_call = nullptr;  // the innermost
     core::Stack stack;
 

@@ -21,6 +21,22 @@ void raise_wake(Hub& hub, Wake wake) {
     throw cpython::ErrorSet{};
 }
 
+bool is_cancelled_error(PyObject* exception) noexcept {
+    PyObject* modules = PyImport_GetModuleDict();
+    PyObject* module = PyDict_GetItemString(modules, "asyncio.exceptions");
+    if (module == nullptr) {
+        return false;
+    }
+    PyObject* type = PyObject_GetAttrString(module, "CancelledError");
+    if (type == nullptr) {
+        PyErr_Clear();  // a module of that name that is not asyncio's
+        return false;
+    }
+    const int matches = PyErr_GivenExceptionMatches(exception, type);
+    Py_DECREF(type);
+    return matches != 0;
+}
+
 Wake try_wait_for_fd(Hub& hub, int fd, const void* owner, core::Interest interest, const char* what,
                      core::Deadline deadline) {
     core::EpollReactor& reactor = hub.reactor();

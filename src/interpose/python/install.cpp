@@ -26,6 +26,8 @@ void install() {
         plan_time();
         plan_thread();
         plan_queue();
+        plan_sys();
+        plan_async_exception();
         plan_socket();
         plan_name_resolution();
         plan_select();
@@ -35,6 +37,8 @@ void install() {
         plan_input();
         is_planned = true;
     }
+    adopt_ctypes_if_loaded();
+    adopt_thread_ends();
     if (!is_installed()) {
         install_planned();
     }
