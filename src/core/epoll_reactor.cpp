@@ -154,9 +154,7 @@ void EpollReactor::forget_range(int first, int end) noexcept {
     }
 }
 
-int EpollReactor::poll() noexcept {
-    return dispatch(::epoll_wait(epoll_.get(), events_->events, kBatch, 0));
-}
+int EpollReactor::poll() noexcept { return dispatch(::epoll_wait(epoll_.get(), events_->events, kBatch, 0)); }
 
 int EpollReactor::wait_for_events(Deadline deadline, Nanoseconds now, const void* mask) noexcept {
     timespec timeout{};
@@ -176,8 +174,9 @@ int EpollReactor::wait_for_events(Deadline deadline, Nanoseconds now, const void
         has_pwait2 = false;
     }
     constexpr int kLongest = 24 * 3600 * 1000;  // then the caller looks at the deadline again
-    const auto milliseconds = timeout.tv_sec >= kLongest / 1000 ? kLongest
-                                                                : static_cast<int>(timeout.tv_sec * 1000 + (timeout.tv_nsec + 999'999) / 1'000'000);
+    const auto milliseconds = timeout.tv_sec >= kLongest / 1000
+                                  ? kLongest
+                                  : static_cast<int>(timeout.tv_sec * 1000 + (timeout.tv_nsec + 999'999) / 1'000'000);
     return ::epoll_pwait(epoll_.get(), events_->events, kBatch, deadline.is_never() ? -1 : milliseconds, signals);
 }
 

@@ -32,9 +32,9 @@ struct FdWaiter final : ListHook {
     FdWaiter(Wakeable& whom, std::uint32_t wanted) noexcept : target(&whom), wanted_events(wanted) {}
 
     Wakeable* target;
-    std::uint32_t wanted_events;    // bits of Interest
-    bool is_ready = false;          // an edge came, or the descriptor was closed
-    bool is_closed = false;         // forget() ended the wait: the number is no longer the file that was waited for
+    std::uint32_t wanted_events;  // bits of Interest
+    bool is_ready = false;        // an edge came, or the descriptor was closed
+    bool is_closed = false;       // forget() ended the wait: the number is no longer the file that was waited for
 };
 
 /// What is known of one descriptor number.
@@ -42,11 +42,11 @@ struct FdEntry {
     const void* owner = nullptr;
     std::uint32_t registered_events = 0;  // last asked of the kernel for the number; 0: nothing
     std::uint32_t generation = 0;         // of the last registration
-    bool is_registered = false;     // for this owner; the number may have been closed and used again otherwise
-    bool may_be_readable = true;    // false: drained, wait for an edge before the next read
+    bool is_registered = false;           // for this owner; the number may have been closed and used again otherwise
+    bool may_be_readable = true;          // false: drained, wait for an edge before the next read
     bool may_be_writable = true;
-    bool is_hung_up = false;        // the flags above stay true
-    bool has_urgent_data = false;   // a short read does not mean drained
+    bool is_hung_up = false;       // the flags above stay true
+    bool has_urgent_data = false;  // a short read does not mean drained
     IntrusiveList<FdWaiter> waiters;
 };
 

@@ -13,8 +13,8 @@
 namespace gossamer::core {
 
 struct Letter {
-    Letter* next = nullptr;                // owned by the box while posted
-    std::atomic<bool> is_posted{false};    // any thread
+    Letter* next = nullptr;              // owned by the box while posted
+    std::atomic<bool> is_posted{false};  // any thread
 };
 
 class Mailbox final {

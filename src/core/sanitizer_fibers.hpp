@@ -30,8 +30,7 @@ public:
     SanitizerFiber() noexcept = default;
 
     /// A new stack between two addresses.
-    SanitizerFiber(const void* limit, const void* top) noexcept
-        : limit_(limit), bytes_(bytes_between(limit, top)) {
+    SanitizerFiber(const void* limit, const void* top) noexcept : limit_(limit), bytes_(bytes_between(limit, top)) {
         forget(limit, top);
     }
 

@@ -26,14 +26,14 @@ enum class Guard : std::uint8_t { kInstalled, kProtected, kCanary };
 
 /// One slot; a plain value that borrows from the pool.
 struct Stack {
-    std::byte* limit = nullptr;      // lowest usable address, just above the guard
-    std::byte* top = nullptr;        // initial stack pointer, 64-byte aligned
-    std::byte* record = nullptr;     // StackPool::kRecordBytes for the owner's record
-    std::byte* chunk = nullptr;      // memory for the interpreter's data stack
+    std::byte* limit = nullptr;   // lowest usable address, just above the guard
+    std::byte* top = nullptr;     // initial stack pointer, 64-byte aligned
+    std::byte* record = nullptr;  // StackPool::kRecordBytes for the owner's record
+    std::byte* chunk = nullptr;   // memory for the interpreter's data stack
     std::byte* chunk_end = nullptr;
     std::uint32_t slot = 0;
     Guard guard = Guard::kInstalled;
-    bool has_record = false;         // the record of the last tenant is still there
+    bool has_record = false;  // the record of the last tenant is still there
 
     std::size_t size_bytes() const noexcept { return static_cast<std::size_t>(top - limit); }
 };
@@ -42,7 +42,7 @@ class StackPool final {
 public:
     static constexpr std::size_t kDefaultStackBytes = 512 * 1024;
     static constexpr std::size_t kRecordBytes = 768;
-    static constexpr std::size_t kWarmStacks = 1024;       // released stacks that keep their pages
+    static constexpr std::size_t kWarmStacks = 1024;         // released stacks that keep their pages
     static constexpr std::size_t kProtectedStacks = 25'000;  // two mappings each, of some 65,000
 
     /// `stack_bytes` is rounded up to whole pages, the one that `top` shares among them.
@@ -63,7 +63,7 @@ public:
 
     /// What guards may be made from. Tests lower it to run as on an older kernel or among very many stacks.
     struct GuardLimits {
-        bool may_install = true;                         // MADV_GUARD_INSTALL, where the kernel has it
+        bool may_install = true;  // MADV_GUARD_INSTALL, where the kernel has it
         std::size_t protected_stacks = kProtectedStacks;
     };
     static void limit_guards(const GuardLimits& limits) noexcept;
@@ -93,7 +93,7 @@ private:
     std::vector<std::uint32_t> warm_;  // released, with their pages and records; the last one is taken first
     std::vector<std::uint32_t> cold_;  // released, without; taken when no warm one is there
     std::size_t created_ = 0;
-    std::size_t protected_ = 0;        // of created_, guarded by mprotect: our part of the process's limit
+    std::size_t protected_ = 0;  // of created_, guarded by mprotect: our part of the process's limit
 };
 
 }  // namespace gossamer::core

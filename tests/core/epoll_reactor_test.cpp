@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/epoll_reactor.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdlib>
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <limits>
 #include <memory>
 #include <poll.h>
 #include <pthread.h>
@@ -29,6 +31,7 @@ using testing::CountingWaiter;
 constexpr auto kRead = static_cast<std::uint32_t>(Interest::kRead);
 constexpr auto kWrite = static_cast<std::uint32_t>(Interest::kWrite);
 constexpr auto kException = static_cast<std::uint32_t>(Interest::kException);
+constexpr auto kPeerClosed = static_cast<std::uint32_t>(Interest::kPeerClosed);
 
 /// One wait, with whom it wakes.
 struct Wait {
@@ -78,8 +81,7 @@ protected:
     }
 
     int wait(Deadline deadline) {
-        return reactor.wait(
-            deadline, monotonic_now(), nullptr, [] {}, [] {});
+        return reactor.wait(deadline, monotonic_now(), nullptr, [] {}, [] {});
     }
 
     EpollReactor reactor;
@@ -246,7 +248,7 @@ TEST_F(EpollReactorTest, NewRegistrationAsksForNoMoreThanIsWaitedFor) {
 }
 
 TEST_F(EpollReactorTest, HangUpEndsEveryWait) {
-    Wait waits[] = {Wait(kRead), Wait(kWrite), Wait(kException)};
+    Wait waits[] = {Wait(kRead), Wait(kWrite), Wait(kException), Wait(kPeerClosed)};
     pair.fill_left();
     for (Wait& wait : waits) {
         EXPECT_EQ(0, add(pair.left.get(), owner, wait));
@@ -277,8 +279,40 @@ TEST_F(EpollReactorTest, HalfCloseWakesReadersAndIsRemembered) {
     reactor.remove_waiter(exception.waiter);
 }
 
+TEST_F(EpollReactorTest, DataIsNoEndOfThePeerButItsHalfCloseIs) {
+    Wait closed(kPeerClosed);
+    EXPECT_EQ(0, add(pair.left.get(), owner, closed));
+
+    pair.send();
+    reactor.poll();
+    EXPECT_FALSE(closed.waiter.is_ready);
+    ::shutdown(pair.right.get(), SHUT_WR);
+    reactor.poll();
+
+    EXPECT_TRUE(closed.waiter.is_ready);
+    EXPECT_FALSE(closed.waiter.is_closed);  // the peer's end, not ours
+}
+
+TEST_F(EpollReactorTest, ForgetRangeWakesThoseInItAndSaysThatTheyWereClosed) {
+    SocketPair others[2];
+    Wait inside(kRead);
+    Wait outside(kRead);
+    const int low = std::min(others[0].left.get(), others[1].left.get());
+    const int high = std::max(others[0].left.get(), others[1].left.get());
+    EXPECT_EQ(0, add(low, owner, inside));
+    EXPECT_EQ(0, add(high, owner, outside));
+
+    reactor.forget_range(low, high);
+
+    EXPECT_TRUE(inside.waiter.is_ready);
+    EXPECT_TRUE(inside.waiter.is_closed);
+    EXPECT_FALSE(outside.waiter.is_ready);
+    reactor.forget_range(0, std::numeric_limits<int>::max());
+    EXPECT_TRUE(outside.waiter.is_closed);
+}
+
 TEST_F(EpollReactorTest, ForgetWakesEveryWaiter) {
-    Wait waits[] = {Wait(kRead), Wait(kWrite), Wait(kException)};
+    Wait waits[] = {Wait(kRead), Wait(kWrite), Wait(kException), Wait(kPeerClosed)};
     pair.fill_left();
     for (Wait& wait : waits) {
         EXPECT_EQ(0, add(pair.left.get(), owner, wait));
@@ -483,8 +517,8 @@ TEST_P(EpollReactorWait, PastDeadlineDoesNotBlock) {
 TEST_P(EpollReactorWait, FarthestDeadlineIsNoError) {
     std::thread waker([this] { reactor.wake_up(); });
 
-    EXPECT_EQ(1, reactor.wait(
-                     Deadline::at(Nanoseconds::max() - Nanoseconds(1)), Nanoseconds(0), nullptr, [] {}, [] {}));
+    EXPECT_EQ(1,
+              reactor.wait(Deadline::at(Nanoseconds::max() - Nanoseconds(1)), Nanoseconds(0), nullptr, [] {}, [] {}));
 
     waker.join();
 }
@@ -510,8 +544,8 @@ TEST_P(EpollReactorWait, WakeUpBeforeTheWaitIsKeptAndCountsOnce) {
 void do_nothing(int) {}
 
 TEST_P(EpollReactorWait, SignalThatTheMaskLetsThroughEndsIt) {
-    struct sigaction action {};
-    struct sigaction previous {};
+    struct sigaction action{};
+    struct sigaction previous{};
     action.sa_handler = &do_nothing;
     sigaction(SIGUSR1, &action, &previous);
     sigset_t blocked;
@@ -521,8 +555,7 @@ TEST_P(EpollReactorWait, SignalThatTheMaskLetsThroughEndsIt) {
     pthread_sigmask(SIG_BLOCK, &blocked, &unblocked);
     pthread_kill(pthread_self(), SIGUSR1);  // pending
 
-    const int count = reactor.wait(
-        Deadline::never(), Nanoseconds(0), &unblocked, [] {}, [] {});
+    const int count = reactor.wait(Deadline::never(), Nanoseconds(0), &unblocked, [] {}, [] {});
 
     pthread_sigmask(SIG_SETMASK, &unblocked, nullptr);
     sigaction(SIGUSR1, &previous, nullptr);

@@ -19,7 +19,8 @@ namespace {
 
 using testing::TestFiber;
 
-static_assert(testing::kIsSanitized || sizeof(FiberContext) == sizeof(void*), "sanitizer support costs nothing elsewhere");
+static_assert(testing::kIsSanitized || sizeof(FiberContext) == sizeof(void*),
+              "sanitizer support costs nothing elsewhere");
 
 class FiberContextTest : public ::testing::Test {
 protected:

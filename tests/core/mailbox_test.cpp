@@ -80,7 +80,7 @@ TEST(Mailbox, PostOfALetterThatLiesThereIsNotLost) {
     Mailbox box;
     NumberedLetter letter(0);
     std::atomic<int> go{0};
-    std::atomic<int> change{0};    // what the poster has done before its post
+    std::atomic<int> change{0};  // what the poster has done before its post
     std::atomic<int> posted{0};
     std::thread poster([&] {
         for (int round = 1; round <= kRounds; ++round) {

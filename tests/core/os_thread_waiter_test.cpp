@@ -65,8 +65,8 @@ void do_nothing(int) {}
 class OsThreadWaiterSignal : public ::testing::TestWithParam<bool> {};
 
 TEST_P(OsThreadWaiterSignal, EndsTheWaitWithEintr) {
-    struct sigaction action {};
-    struct sigaction previous {};
+    struct sigaction action{};
+    struct sigaction previous{};
     action.sa_handler = &do_nothing;  // without SA_RESTART, as Python installs its own
     sigaction(SIGUSR1, &action, &previous);
     OsThreadWaiter waiter;
@@ -78,8 +78,7 @@ TEST_P(OsThreadWaiterSignal, EndsTheWaitWithEintr) {
             std::this_thread::yield();
         }
     });
-    const Deadline deadline =
-        GetParam() ? Deadline::after(monotonic_now(), std::chrono::hours(1)) : Deadline::never();
+    const Deadline deadline = GetParam() ? Deadline::after(monotonic_now(), std::chrono::hours(1)) : Deadline::never();
 
     const int result = waiter.wait(deadline);
 

@@ -252,7 +252,7 @@ struct World {
 /// calls `check(world, order)` at each end. Returns how many orders there were.
 template <typename Make, typename Check>
 std::size_t walk_interleavings(Make make, Check check) {
-    std::vector<std::size_t> order;    // indices into choices()
+    std::vector<std::size_t> order;  // indices into choices()
     std::size_t walks = 0;
     for (;;) {
         auto world = make();
@@ -284,10 +284,9 @@ std::size_t walk_interleavings(Make make, Check check) {
 }
 
 TEST_F(ParkingLotTest, NoOrderOfStepsLosesTheWakeUpOfAWaiter) {
-    const std::size_t walks = walk_interleavings([] { return std::make_unique<World>(1, false, 1); },
-                                                 [](World& world, const std::string& order) {
-                                                     EXPECT_TRUE(world.takers[0]->has_permit) << order;
-                                                 });
+    const std::size_t walks = walk_interleavings(
+        [] { return std::make_unique<World>(1, false, 1); },
+        [](World& world, const std::string& order) { EXPECT_TRUE(world.takers[0]->has_permit) << order; });
 
     EXPECT_GT(walks, 5u);
 }
@@ -406,8 +405,9 @@ TEST_F(ParkingLotTest, AMillionRandomHandOffsLoseNoWakeUp) {
                 if (!is_mine) {
                     const bool has_deadline = random() % 8 == 0;
                     const Nanoseconds delay(random() % 20'000);
-                    is_mine = wait_until(&places[self],
-                                         has_deadline ? Deadline::after(monotonic_now(), delay) : Deadline::never(), take);
+                    is_mine =
+                        wait_until(&places[self],
+                                   has_deadline ? Deadline::after(monotonic_now(), delay) : Deadline::never(), take);
                     if (!is_mine && !(is_mine = take())) {
                         continue;
                     }

@@ -234,7 +234,8 @@ TEST_F(StackPoolTest, WarmStackKeepsItsRecordAndADroppedOneIsZeroAgain) {
     for (std::size_t count = 0; count < stacks.size(); ++count) {
         const Stack stack = pool.acquire();
         with_record += stack.has_record ? 1 : 0;
-        const bool is_zero = std::all_of(stack.limit, stack.chunk_end, [](std::byte byte) { return byte == std::byte{}; });
+        const bool is_zero =
+            std::all_of(stack.limit, stack.chunk_end, [](std::byte byte) { return byte == std::byte{}; });
         EXPECT_EQ(!stack.has_record, is_zero);
         EXPECT_TRUE(stack.has_record || is_zero);
     }

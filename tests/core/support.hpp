@@ -60,7 +60,9 @@ public:
           context_(make_context(stack_.limit, stack_.top, &TestFiber::run, this)) {}
     TestFiber(const TestFiber&) = delete;
     TestFiber& operator=(const TestFiber&) = delete;
-    ~TestFiber() { pool_.release(stack_, false); }  // a body that has not ended is left for good, as the hub does at exit
+    ~TestFiber() {
+        pool_.release(stack_, false);
+    }  // a body that has not ended is left for good, as the hub does at exit
 
     void resume() noexcept { switch_over(resumer_, resumer_exceptions_, context_, exceptions_); }
     void suspend() noexcept { switch_over(context_, exceptions_, resumer_, resumer_exceptions_); }

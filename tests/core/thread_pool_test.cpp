@@ -132,6 +132,28 @@ TEST(ThreadPool, SignalsAreBlockedInItsThreadsButNotHere) {
     }
 }
 
+TEST(ThreadPool, JobThatRunsApartKeepsNoThreadOfThePool) {
+    std::counting_semaphore<> may_end(0);
+    std::latch all_run(20);
+    std::latch ended(20);
+
+    for (int count = 0; count < 20; ++count) {
+        ThreadPool::instance().run_apart(std::make_unique<FunctionJob>([&] {
+            all_run.count_down();
+            may_end.acquire();
+            ended.count_down();
+        }));
+    }
+    all_run.wait();
+    EXPECT_EQ(0u, ThreadPool::instance().pending());
+    std::latch done(1);
+    submit([&] { done.count_down(); });
+    done.wait();
+
+    may_end.release(20);
+    ended.wait();
+}
+
 // The kernel kills a thread that faults with the signal blocked, and no handler gets to say where.
 TEST(ThreadPoolDeathTest, FaultInAJobReachesItsHandler) {
     ::testing::FLAGS_gtest_death_test_style = "threadsafe";
