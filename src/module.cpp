@@ -119,6 +119,14 @@ PyObject* change_depth(int VirtualThread::* depth, PyObject* change) {
 PyObject* shield(PyObject*, PyObject* change) { return change_depth(&VirtualThread::shield_depth, change); }
 PyObject* no_switch(PyObject*, PyObject* change) { return change_depth(&VirtualThread::no_switch_depth, change); }
 
+/// raise_cancellation_again(): see VirtualThread.
+PyObject* raise_cancellation_again(PyObject*, PyObject*) {
+    return guarded<PyObject*>(nullptr, [] {
+        current_hub().running().raise_cancellation_again();
+        Py_RETURN_NONE;
+    });
+}
+
 PyObject* was_error_lost(PyObject*, PyObject*) { return Py_NewRef(interpose::was_error_lost() ? Py_True : Py_False); }
 
 const char* status_name(sched::ThreadStatus status) noexcept {
@@ -214,6 +222,7 @@ PyMethodDef functions[] = {
     {"spawn", _PyCFunction_CAST(spawn), METH_FASTCALL | METH_KEYWORDS, nullptr},
     {"shield", shield, METH_O, nullptr},
     {"no_switch", no_switch, METH_O, nullptr},
+    {"raise_cancellation_again", raise_cancellation_again, METH_NOARGS, nullptr},
     {"was_error_lost", was_error_lost, METH_NOARGS, nullptr},
     {"threads", threads, METH_NOARGS, nullptr},
     {"statistics", statistics, METH_NOARGS, nullptr},

@@ -20,6 +20,14 @@ inline Nanoseconds monotonic_now() noexcept {
     return std::chrono::seconds(now.tv_sec) + Nanoseconds(now.tv_nsec);
 }
 
+/// The same, up to 4 ms old and a fifth of the price (CLOCK_MONOTONIC_COARSE).
+/// Parks: no. Thread: any. Python: not needed.
+inline Nanoseconds coarse_now() noexcept {
+    timespec now{};
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return std::chrono::seconds(now.tv_sec) + Nanoseconds(now.tv_nsec);
+}
+
 class Deadline final {
 public:
     static constexpr Deadline never() noexcept { return Deadline(kNever); }

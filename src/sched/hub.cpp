@@ -11,6 +11,7 @@
 #include "core/assert.hpp"
 #include "cpython/error.hpp"
 #include "cpython/runtime.hpp"
+#include "sched/scope.hpp"
 
 namespace gossamer::sched {
 
@@ -85,7 +86,7 @@ Hub& Hub::enter() {
     main->ident_ = PyThread_get_thread_ident();
     main->is_main_ = is_main;
     main->is_daemon = false;
-    main->born = hub->now();
+    main->born = core::coarse_now();
     main->state.adopt_thread();
     hub->main_ident_ = is_main ? main->ident_ : 0;
     hub->roster_.push_back(*main);
@@ -97,6 +98,7 @@ Hub& Hub::enter() {
 void Hub::leave() noexcept {
     GS_ASSERT(running_ == main_ && of_this_os_thread() == this);
     reclaim_finished();
+    orphan_scopes(*main_);
     set_for_this_os_thread(nullptr);
     if (main_ident_ != 0) {
         cpython::set_runs_main(true, main_ident_);
@@ -137,7 +139,7 @@ VirtualThread& Hub::spawn(const Entry& entry, std::size_t stack_bytes) {
     thread->stack = stack;
     thread->ident_ = reinterpret_cast<unsigned long>(thread);
     thread->entry = entry;
-    thread->born = {};
+    thread->born = core::coarse_now();
     thread->state.begin(*tstate_, {stack.limit, stack.size_bytes()}, stack.chunk, stack.chunk_end);
     thread->context = core::make_context(stack.top, &Hub::run_entry, thread);
     thread->status = ThreadStatus::kReady;
@@ -174,6 +176,7 @@ void Hub::finish_running() noexcept {
     if (&self == main_) {
         ::_exit(0);  // a forked child whose only thread ended, as the last OS thread of a process does
     }
+    orphan_scopes(self);
     self.status = ThreadStatus::kFinished;
     self.unlink();
     --live_count_;
@@ -222,6 +225,7 @@ Wake Hub::wake_reason(VirtualThread& self, Cancellable cancellable) noexcept {
         return Wake::kFailed;
     }
     if (std::exchange(self.is_deadlocked, false)) {
+        ++statistics_.deadlocks;
         raise_deadlock(*this);
         return Wake::kFailed;
     }
@@ -389,6 +393,12 @@ void Hub::reset_after_fork() {
     ready_ = ReadyQueue{};
     timers_ = core::TimerHeap{};
     self.index = core::Timer::kIdle;
+    forget_tasks_of_scopes(self);
+    for (VirtualThread* thread = roster_.front(); thread != nullptr; thread = roster_.next_of(*thread)) {
+        if (thread != &self) {
+            thread->status = ThreadStatus::kFinished;  // nothing that still refers to it can make it ready
+        }
+    }
     reactor_ = std::make_unique<core::EpollReactor>();
     new (&roster_) core::IntrusiveList<VirtualThread>;
     static_cast<core::ListHook&>(self).next = static_cast<core::ListHook&>(self).previous = nullptr;

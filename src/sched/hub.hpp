@@ -34,6 +34,7 @@ struct HubStatistics {
     std::uint64_t polls = 0;
     std::uint64_t waits = 0;  // polls that blocked
     std::uint64_t preemptions = 0;
+    std::uint64_t deadlocks = 0;
 };
 
 /// First in, first out; links through VirtualThread::next_ready.

@@ -3,10 +3,12 @@
 
 #include "sched/task.hpp"
 
+#include <algorithm>
 #include <new>
 
 #include "core/parking_lot.hpp"
 #include "cpython/args.hpp"
+#include "cpython/exceptions.hpp"
 #include "cpython/ref.hpp"
 #include "sched/scope.hpp"
 #include "sched/wait.hpp"
@@ -24,21 +26,17 @@ TaskObject& as_task(PyObject* self) noexcept { return *reinterpret_cast<TaskObje
 
 PyObject* as_object(TaskObject& task) noexcept { return &task.ob_base; }
 
-/// Whether the raised exception is asyncio's CancelledError; never imports asyncio, for who raised it has.
-bool is_cancelled_error(PyObject* exception) noexcept {
-    PyObject* modules = PyImport_GetModuleDict();
-    PyObject* module = PyDict_GetItemString(modules, "asyncio.exceptions");
-    if (module == nullptr) {
-        return false;
+void call_callbacks(TaskObject& task) {
+    const Ref callbacks = Ref::steal_or_null(std::exchange(task.callbacks, nullptr));
+    if (!callbacks) {
+        return;
     }
-    PyObject* type = PyObject_GetAttrString(module, "CancelledError");
-    if (type == nullptr) {
-        PyErr_Clear();  // a module of that name that is not asyncio's
-        return false;
+    for (Py_ssize_t index = 0; index < PyList_GET_SIZE(callbacks.ptr()); ++index) {
+        const Ref callback = cpython::borrow(PyList_GET_ITEM(callbacks.ptr(), index));
+        if (!Ref::steal_or_null(PyObject_CallOneArg(callback.ptr(), as_object(task)))) {
+            PyErr_WriteUnraisable(callback.ptr());
+        }
     }
-    const int matches = PyErr_GivenExceptionMatches(exception, type);
-    Py_DECREF(type);
-    return matches != 0;
 }
 
 void finish_task(TaskObject& task, PyObject* result) {
@@ -47,11 +45,13 @@ void finish_task(TaskObject& task, PyObject* result) {
         exception = Ref::steal_or_null(PyErr_GetRaisedException());
     }
     task.result = result;
-    task.is_cancelled = exception && is_cancelled_error(exception.ptr());
+    task.is_cancelled = exception && cpython::is_cancelled_error(exception.ptr());
     task.exception = Py_XNewRef(exception.ptr());
+    task.traceback = exception ? PyException_GetTraceback(exception.ptr()) : nullptr;
     task.thread = nullptr;
     task.is_done = true;
     core::ParkingLot::instance().unpark_all(&task);
+    call_callbacks(task);
     if (task.scope != nullptr) {
         task.sibling.unlink();
         ScopeObject* scope = std::exchange(task.scope, nullptr);
@@ -61,10 +61,30 @@ void finish_task(TaskObject& task, PyObject* result) {
     }
 }
 
+/// The result of a coroutine, which is run here; any other object unchanged. Null with the error indicator set.
+PyObject* run_if_coroutine(PyObject* object) {
+    if (object == nullptr || !PyCoro_CheckExact(object)) {
+        return object;
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        const Ref coroutine = steal(object);
+        const Ref module = steal(PyImport_ImportModule("gossamer._coroutines"));
+        return steal(PyObject_CallMethod(module.ptr(), "run_coroutine", "O", coroutine.ptr())).release();
+    });
+}
+
+/// Raises the exception of a task that failed, with the traceback that it ended with: joiners' frames do not pile up.
+[[noreturn]] void raise_exception_of(TaskObject& task) {
+    if (PyException_SetTraceback(task.exception, task.traceback == nullptr ? Py_None : task.traceback) < 0) {
+        throw ErrorSet{};
+    }
+    PyErr_SetRaisedException(Py_NewRef(task.exception));
+    throw ErrorSet{};
+}
+
 void run_task(VirtualThread& thread, void* argument) {
     auto& task = *static_cast<TaskObject*>(argument);
     const Ref keep_alive = Ref::steal_or_null(as_object(task));  // the reference that the virtual thread owned
-    PyObject* callable = std::exchange(task.callable, nullptr);
     PyObject* args = std::exchange(task.args, nullptr);
     PyObject* kwargs = std::exchange(task.kwargs, nullptr);
     PyObject* result = nullptr;
@@ -72,17 +92,18 @@ void run_task(VirtualThread& thread, void* argument) {
         // Cancelled before it began: never called. The exception is made the same way as at a park.
         guarded(0, [&]() -> int { raise_wake(thread.hub(), Wake::kCancelled); });
     } else {
-        result = PyObject_Call(callable, args, kwargs);
+        result = run_if_coroutine(PyObject_Call(task.callable, args, kwargs));
     }
-    finish_task(task, result);
-    thread.object = nullptr;
-    Py_DECREF(callable);
+    // Let go before the task counts as ended: a finaliser that this runs belongs to the task.
+    Py_DECREF(std::exchange(task.callable, nullptr));
     Py_DECREF(args);
     Py_XDECREF(kwargs);
+    finish_task(task, result);
+    thread.object = nullptr;
 }
 
 bool wait_for_end(TaskObject& task, core::Deadline deadline) {
-    const auto is_over = [&task] { return task.is_done; };
+    const auto is_over = [&task] { return task.is_done.load(); };
     if (task.is_done) {
         return true;
     }
@@ -100,8 +121,10 @@ core::Deadline deadline_of(PyObject* timeout) {
     if (timeout == nullptr || timeout == Py_None) {
         return core::Deadline::never();
     }
+    // The past is as good as now: a negative time-out looks once, as in concurrent.futures.
     return core::Deadline::after(core::monotonic_now(),
-                                 core::Nanoseconds(cpython::nanoseconds_from_seconds(timeout)));
+                                 core::Nanoseconds(std::max<std::int64_t>(
+                                     cpython::nanoseconds_from_seconds(timeout), 0)));
 }
 
 /// Parses `(timeout=None)`, waits, raises TimeoutError when the time is up.
@@ -126,8 +149,7 @@ PyObject* task_result(PyObject* self, PyObject* const* args, Py_ssize_t count, P
         wait_with_timeout(task, args, count, names);
         if (task.exception != nullptr) {
             task.is_retrieved = true;
-            PyErr_SetRaisedException(Py_NewRef(task.exception));
-            throw ErrorSet{};
+            raise_exception_of(task);
         }
         return Py_NewRef(task.result);
     });
@@ -140,8 +162,7 @@ PyObject* task_exception(PyObject* self, PyObject* const* args, Py_ssize_t count
         wait_with_timeout(task, args, count, names);
         task.is_retrieved = true;
         if (task.is_cancelled) {
-            PyErr_SetRaisedException(Py_NewRef(task.exception));
-            throw ErrorSet{};
+            raise_exception_of(task);
         }
         return Py_NewRef(task.exception == nullptr ? Py_None : task.exception);
     });
@@ -151,6 +172,43 @@ PyObject* task_wait(PyObject* self, PyObject* timeout) {
     return guarded<PyObject*>(nullptr, [&] {
         const Ref keep_alive = cpython::borrow(self);
         return Py_NewRef(wait_for_end(as_task(self), deadline_of(timeout)) ? Py_True : Py_False);
+    });
+}
+
+/// _on_end(callback): calls it with the task in the task's virtual thread, at its end; at once if that has been.
+PyObject* task_on_end(PyObject* self, PyObject* callback) {
+    return guarded<PyObject*>(nullptr, [&] {
+        TaskObject& task = as_task(self);
+        if (task.is_done) {
+            return steal(PyObject_CallOneArg(callback, self)).release();
+        }
+        if (task.callbacks == nullptr) {
+            task.callbacks = steal(PyList_New(0)).release();
+        }
+        cpython::check(PyList_Append(task.callbacks, callback));
+        Py_RETURN_NONE;
+    });
+}
+
+/// _forget(callback): takes _on_end back, if the task has not ended.
+PyObject* task_forget(PyObject* self, PyObject* callback) {
+    return guarded<PyObject*>(nullptr, [&] {
+        PyObject* callbacks = as_task(self).callbacks;
+        for (Py_ssize_t index = 0; callbacks != nullptr && index < PyList_GET_SIZE(callbacks); ++index) {
+            if (PyList_GET_ITEM(callbacks, index) == callback) {
+                cpython::check(PySequence_DelItem(callbacks, index));
+                break;
+            }
+        }
+        Py_RETURN_NONE;
+    });
+}
+
+/// `await task`: an iterator made by gossamer/_coroutines.py.
+PyObject* task_await(PyObject* self) {
+    return guarded<PyObject*>(nullptr, [&] {
+        const Ref module = steal(PyImport_ImportModule("gossamer._coroutines"));
+        return steal(PyObject_CallMethod(module.ptr(), "await_task", "O", self)).release();
     });
 }
 
@@ -186,7 +244,14 @@ PyObject* task_repr(PyObject* self) {
                         : task.exception     ? "failed"
                                              : "done";
     if (task.callable != nullptr) {
-        return PyUnicode_FromFormat("<gossamer.Task %s %R at %p>", "ready", task.callable, self);
+        const Ref callable = cpython::borrow(task.callable);
+        PyObject* name = PyObject_GetAttrString(callable.ptr(), "__qualname__");
+        if (name == nullptr) {
+            PyErr_Clear();
+            name = Py_NewRef(reinterpret_cast<PyObject*>(Py_TYPE(callable.ptr())));
+        }
+        return PyUnicode_FromFormat("<gossamer.Task %s %S at %p>", task.args == nullptr ? "running" : "ready",
+                                    Ref::steal_or_null(name).ptr(), self);
     }
     return PyUnicode_FromFormat("<gossamer.Task %s at %p>", state, self);
 }
@@ -199,6 +264,8 @@ int task_traverse(PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(task.kwargs);
     Py_VISIT(task.result);
     Py_VISIT(task.exception);
+    Py_VISIT(task.traceback);
+    Py_VISIT(task.callbacks);
     Py_VISIT(reinterpret_cast<PyObject*>(task.scope));
     return 0;
 }
@@ -210,6 +277,8 @@ int task_clear(PyObject* self) {
     Py_CLEAR(task.kwargs);
     Py_CLEAR(task.result);
     Py_CLEAR(task.exception);
+    Py_CLEAR(task.traceback);
+    Py_CLEAR(task.callbacks);
     return 0;
 }
 
@@ -252,6 +321,8 @@ PyMethodDef methods[] = {
     {"exception", _PyCFunction_CAST(task_exception), METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR("exception($self, /, timeout=None)\n--\n\nWait for the end; return the task's exception, or None.")},
     {"_wait", task_wait, METH_O, PyDoc_STR("_wait($self, timeout, /)\n--\n\nWait for the end; return whether it came.")},
+    {"_on_end", task_on_end, METH_O, nullptr},
+    {"_forget", task_forget, METH_O, nullptr},
     {"cancel", task_cancel, METH_NOARGS,
      PyDoc_STR("cancel($self, /)\n--\n\nAsk for cancellation; return False if the task has ended.")},
     {"done", task_done, METH_NOARGS, PyDoc_STR("done($self, /)\n--\n\nReturn whether the task has ended.")},
@@ -273,6 +344,7 @@ PyType_Slot slots[] = {{Py_tp_doc, const_cast<char*>("The handle of a spawned vi
                        {Py_tp_finalize, reinterpret_cast<void*>(task_finalize)},
                        {Py_tp_traverse, reinterpret_cast<void*>(task_traverse)},
                        {Py_tp_clear, reinterpret_cast<void*>(task_clear)},
+                       {Py_am_await, reinterpret_cast<void*>(task_await)},
                        {Py_tp_repr, reinterpret_cast<void*>(task_repr)},
                        {Py_tp_methods, methods},
                        {Py_tp_getset, properties},

@@ -5,17 +5,14 @@
 
 #include <cerrno>
 
-#include "cpython/ref.hpp"
+#include "cpython/exceptions.hpp"
 
 namespace gossamer::sched {
 
 void raise_wake(Hub& hub, Wake wake) {
     if (wake == Wake::kCancelled) {
         hub.running().take_cancellation();
-        // Imported only now: asyncio takes 90 ms, and most programs never cancel.
-        const cpython::Ref module = cpython::steal(PyImport_ImportModule("asyncio.exceptions"));
-        const cpython::Ref type = cpython::steal(PyObject_GetAttrString(module.ptr(), "CancelledError"));
-        PyErr_SetNone(type.ptr());
+        cpython::set_cancelled_error();
     }
     throw cpython::ErrorSet{};
 }
