@@ -38,10 +38,11 @@ Hub& current_hub() {
     return *hub;
 }
 
-void raise_deadlock(Hub&) {
-    guarded(0, [] {
+void raise_deadlock(Hub& hub) {
+    guarded(0, [&hub] {
         const Ref module = steal(PyImport_ImportModule("gossamer._errors"));
-        const Ref error = steal(PyObject_CallMethod(module.ptr(), "make_deadlock_error", nullptr));
+        const Ref error = steal(PyObject_CallMethod(module.ptr(), "make_deadlock_error", "s",
+                                                    hub.running().wait_note.what));
         PyErr_SetRaisedException(Py_NewRef(error.ptr()));
         return 0;
     });
@@ -127,6 +128,58 @@ PyObject* raise_cancellation_again(PyObject*, PyObject*) {
     });
 }
 
+PyObject* note_lost_error(PyObject*, PyObject*) {
+    interpose::note_lost_error();
+    Py_RETURN_NONE;
+}
+
+/// call_noting_error(function, argument): calls it; an error on its way to the default sys.unraisablehook counts as lost.
+PyObject* call_noting_error(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    return guarded<PyObject*>(nullptr, [&] {
+        if (count != 2) {
+            cpython::raise(PyExc_TypeError, "call_noting_error() takes a function and its argument");
+        }
+        PyObject* result = PyObject_CallOneArg(args[0], args[1]);
+        if (result == nullptr && PySys_GetObject("unraisablehook") == PySys_GetObject("__unraisablehook__")) {
+            interpose::note_lost_error();
+        }
+        return result;
+    });
+}
+
+/// track_coroutine_origins(depth): sys.set_coroutine_origin_tracking_depth(depth) in every virtual thread to come.
+PyObject* track_coroutine_origins(PyObject*, PyObject* depth) {
+    return guarded<PyObject*>(nullptr, [&] {
+        Hub& hub = current_hub();
+        const long frames = PyLong_AsLong(depth);
+        if (frames < 0 || frames > 1000 || hub.live_count() != 1) {
+            cpython::raise(PyExc_ValueError, "origins are tracked by 0 to 1000 frames, from before the first spawn on");
+        }
+        hub.set_usual_origin_depth(static_cast<int>(frames));
+        Py_RETURN_NONE;
+    });
+}
+
+/// set_own_signal_handler(handler): it does not count as the program's, which might end a deadlock.
+PyObject* set_own_signal_handler(PyObject*, PyObject* handler) {
+    return guarded<PyObject*>(nullptr, [&] {
+        current_hub().own_signal_handler = Py_NewRef(handler);
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* make_threads_virtual(PyObject*, PyObject* wanted) {
+    return guarded<PyObject*>(nullptr, [&] {
+        const int is_wanted = PyObject_IsTrue(wanted);
+        cpython::check(is_wanted);
+        current_hub().makes_threads_virtual = is_wanted != 0;
+        Py_RETURN_NONE;
+    });
+}
+
+/// hub_ident(): a number for the hub that runs the caller, 0 on an ordinary thread.
+PyObject* hub_ident(PyObject*, PyObject*) { return PyLong_FromVoidPtr(Hub::current()); }
+
 PyObject* was_error_lost(PyObject*, PyObject*) { return Py_NewRef(interpose::was_error_lost() ? Py_True : Py_False); }
 
 const char* status_name(sched::ThreadStatus status) noexcept {
@@ -143,8 +196,8 @@ const char* status_name(sched::ThreadStatus status) noexcept {
     GS_UNREACHABLE();
 }
 
-/// threads(): a tuple for each virtual thread of this hub: (ident, status, what it waits for, descriptor, is main, is
-/// daemon, is scoped, task or None, innermost frame or None).
+/// threads(): a tuple for each virtual thread of this hub: (ident, status, what it waits for, descriptor, age in seconds,
+/// is main, is daemon, is scoped, task or None, innermost frame or None).
 PyObject* threads(PyObject*, PyObject*) {
     return guarded<PyObject*>(nullptr, [] {
         Hub& hub = current_hub();
@@ -156,8 +209,9 @@ PyObject* threads(PyObject*, PyObject*) {
                                          : cpython::frame_object(hub.tstate(), thread->state.parked_frame());
             const bool waits = thread->status == sched::ThreadStatus::kParked;
             const Ref entry = steal(Py_BuildValue(
-                "(ksziOOOOO)", thread->ident(), status_name(thread->status), waits ? thread->wait_note.what : nullptr,
-                waits ? thread->wait_note.fd : -1, thread == &hub.main() ? Py_True : Py_False,
+                "(kszidOOOOO)", thread->ident(), status_name(thread->status), waits ? thread->wait_note.what : nullptr,
+                waits ? thread->wait_note.fd : -1,
+                std::chrono::duration<double>(core::coarse_now() - thread->born).count(), thread == &hub.main() ? Py_True : Py_False,
                 thread->is_daemon ? Py_True : Py_False, thread->is_scoped ? Py_True : Py_False,
                 thread->object == nullptr ? Py_None : thread->object, frame ? frame.ptr() : Py_None));
             cpython::check(PyList_Append(list.ptr(), entry.ptr()));
@@ -223,6 +277,12 @@ PyMethodDef functions[] = {
     {"shield", shield, METH_O, nullptr},
     {"no_switch", no_switch, METH_O, nullptr},
     {"raise_cancellation_again", raise_cancellation_again, METH_NOARGS, nullptr},
+    {"note_lost_error", note_lost_error, METH_NOARGS, nullptr},
+    {"call_noting_error", _PyCFunction_CAST(call_noting_error), METH_FASTCALL, nullptr},
+    {"track_coroutine_origins", track_coroutine_origins, METH_O, nullptr},
+    {"set_own_signal_handler", set_own_signal_handler, METH_O, nullptr},
+    {"make_threads_virtual", make_threads_virtual, METH_O, nullptr},
+    {"hub_ident", hub_ident, METH_NOARGS, nullptr},
     {"was_error_lost", was_error_lost, METH_NOARGS, nullptr},
     {"threads", threads, METH_NOARGS, nullptr},
     {"statistics", statistics, METH_NOARGS, nullptr},

@@ -3,24 +3,59 @@
 
 from __future__ import annotations
 
-import threading
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from gossamer import _core
 
 
 class DeadlockError(RuntimeError):
     """Every virtual thread waits and nothing can wake one. The message has the line where each one waits."""
 
 
-def make_deadlock_error() -> DeadlockError:
+def make_deadlock_error(main_waits_for: str) -> DeadlockError:
     """Describe every wait; called by the hub, in the main virtual thread."""
-    from gossamer._dump import describe_threads
+    from gossamer._dump import describe_waits
 
-    return DeadlockError("every virtual thread waits, and nothing can wake one:\n" + describe_threads())
+    return DeadlockError("every virtual thread waits, and nothing can wake one:\n" + describe_waits(main_waits_for))
 
 
 def report_lost(exception: BaseException) -> None:
     """Hand an exception that no joiner and no scope took to `threading.excepthook`."""
+    import threading
+
     thread = threading.current_thread()
     threading.excepthook(threading.ExceptHookArgs((type(exception), exception, exception.__traceback__, thread)))
 
 
-__all__ = ["DeadlockError", "make_deadlock_error", "report_lost"]
+def watch_coroutines() -> None:
+    """Count a coroutine that is never awaited as a lost error, in this OS thread's virtual threads, and tell its origin.
+
+    What the program's warning filters ignore, what it records, and what its own `warnings.showwarning` shows is not lost:
+    somebody decided about it.
+    """
+    import functools
+    import warnings
+
+    _core.track_coroutine_origins(1)
+    # The place that prints; catch_warnings(record=True) puts another function there. From 3.14 on it is another module's.
+    shower = sys.modules.get("_py_warnings", warnings)
+    shower._showwarnmsg_impl = _counting(shower, shower._showwarnmsg_impl)
+    # A warning that is turned into an error is printed by the interpreter, which then goes on. Both callables are written
+    # in C: a Python frame more would change the line that the warning is about.
+    warn = warnings._warn_unawaited_coroutine  # type: ignore[attr-defined]
+    warnings._warn_unawaited_coroutine = functools.partial(  # type: ignore[attr-defined]
+        _core.call_noting_error, warn
+    )
+
+
+def _counting(shower: Any, show: Callable[[Any], None]) -> Callable[[Any], None]:
+    def show_and_count(message: Any) -> None:
+        if message.category is RuntimeWarning and "was never awaited" in str(message.message):
+            context = shower._get_context() if hasattr(shower, "_get_context") else None
+            if getattr(context, "log", None) is None:
+                _core.note_lost_error()
+        show(message)
+
+    return show_and_count

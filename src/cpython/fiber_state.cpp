@@ -39,7 +39,7 @@ void FiberState::save_rare(PyThreadState& tstate) noexcept {
     rare_->trace_object = std::exchange(tstate.c_traceobj, nullptr);
     rare_->profile_function = std::exchange(tstate.c_profilefunc, nullptr);
     rare_->profile_object = std::exchange(tstate.c_profileobj, nullptr);
-    rare_->coroutine_origin_tracking_depth = std::exchange(tstate.coroutine_origin_tracking_depth, 0);
+    rare_->coroutine_origin_tracking_depth = std::exchange(tstate.coroutine_origin_tracking_depth, usual_origin_depth);
     VersionState::take_local_key(tstate, rare_->local_key, rare_->local_sentinel);
 }
 
@@ -52,7 +52,7 @@ void FiberState::restore_rare(PyThreadState& tstate) noexcept {
     tstate.c_traceobj = std::exchange(rare_->trace_object, nullptr);
     tstate.c_profilefunc = std::exchange(rare_->profile_function, nullptr);
     tstate.c_profileobj = std::exchange(rare_->profile_object, nullptr);
-    tstate.coroutine_origin_tracking_depth = std::exchange(rare_->coroutine_origin_tracking_depth, 0);
+    tstate.coroutine_origin_tracking_depth = std::exchange(rare_->coroutine_origin_tracking_depth, usual_origin_depth);
     VersionState::put_local_key(tstate, std::exchange(rare_->local_key, nullptr),
                                 std::exchange(rare_->local_sentinel, nullptr));
     if (tstate.async_exc != nullptr) {
@@ -63,13 +63,14 @@ void FiberState::restore_rare(PyThreadState& tstate) noexcept {
 void FiberState::set_async_exception(PyObject* exception) {
     if (!rare_) {
         rare_ = std::make_unique<RareState>();
+        rare_->coroutine_origin_tracking_depth = usual_origin_depth;
     }
     PyObject* old = std::exchange(rare_->async_exc, Py_XNewRef(exception));
     Py_XDECREF(old);
 }
 
 void FiberState::clear_thread_data(PyThreadState& tstate) noexcept {
-    if (!has_rare(tstate)) {
+    if (!has_rare(tstate, tstate.coroutine_origin_tracking_depth)) {
         return;
     }
     if (tstate.c_tracefunc != nullptr) {
@@ -78,7 +79,6 @@ void FiberState::clear_thread_data(PyThreadState& tstate) noexcept {
     if (tstate.c_profilefunc != nullptr) {
         PyEval_SetProfile(nullptr, nullptr);
     }
-    tstate.coroutine_origin_tracking_depth = 0;
     Py_CLEAR(tstate.async_gen_firstiter);
     Py_CLEAR(tstate.async_gen_finalizer);
     Py_CLEAR(tstate.async_exc);

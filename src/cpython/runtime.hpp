@@ -40,9 +40,10 @@ inline void set_runs_main(bool is_main, unsigned long main_ident) noexcept {
     _PyRuntime.main_thread = is_main ? main_ident : 0;
 }
 
-/// Whether the program installed a Python signal handler itself: something other than what `signal` installs at start-up.
+/// Whether the program installed a Python signal handler itself: something other than what `signal` installs at start-up,
+/// and than `own_handler`, which is Gossamer's.
 /// Python: attached.
-inline bool has_program_signal_handler(const void* default_int_handler) noexcept {
+inline bool has_program_signal_handler(const void* default_int_handler, const void* own_handler) noexcept {
     for (int number = 1; number < Py_NSIG; ++number) {
 #if PY_VERSION_HEX >= 0x030D0000
         const void* handler = _PyRuntime.signals.handlers[number].func;
@@ -50,7 +51,7 @@ inline bool has_program_signal_handler(const void* default_int_handler) noexcept
         const void* handler = reinterpret_cast<const void*>(
             _Py_atomic_load_relaxed(&_PyRuntime.signals.handlers[number].func));
 #endif
-        const bool is_default = handler == nullptr || handler == Py_None || handler == default_int_handler ||
+        const bool is_default = handler == nullptr || handler == Py_None || handler == default_int_handler || handler == own_handler ||
                                 handler == _PyRuntime.signals.default_handler ||
                                 handler == _PyRuntime.signals.ignore_handler;
         if (!is_default) {

@@ -141,6 +141,7 @@ VirtualThread& Hub::spawn(const Entry& entry, std::size_t stack_bytes) {
     thread->entry = entry;
     thread->born = core::coarse_now();
     thread->state.begin(*tstate_, {stack.limit, stack.size_bytes()}, stack.chunk, stack.chunk_end);
+    thread->state.usual_origin_depth = usual_origin_depth_;
     thread->context = core::make_context(stack.top, &Hub::run_entry, thread);
     thread->status = ThreadStatus::kReady;
     roster_.push_back(*thread);
@@ -167,8 +168,17 @@ void Hub::run_entry(void* argument) {
     }
     cpython::FiberState::clear_thread_data(*hub.tstate_);
     Py_CLEAR(hub.tstate_->context);  // of a thread that started with none and set a variable
+    hub.tstate_->coroutine_origin_tracking_depth = hub.usual_origin_depth_;
     cpython::FiberState::free_pushed_chunks(*hub.tstate_);
     hub.finish_running();
+}
+
+void Hub::set_usual_origin_depth(int depth) noexcept {
+    GS_ASSERT(live_count_ == 1);
+    usual_origin_depth_ = depth;
+    main_->state.usual_origin_depth = depth;
+    loop_thread_->state.usual_origin_depth = depth;
+    tstate_->coroutine_origin_tracking_depth = depth;
 }
 
 void Hub::finish_running() noexcept {
@@ -383,7 +393,7 @@ bool Hub::is_deadlocked() noexcept {
         other = PyThreadState_Next(other);
     }
     return other == nullptr && !(main_ident_ != 0 && (cpython::is_signal_pending() ||
-                                                      cpython::has_program_signal_handler(default_int_handler)));
+                                                      cpython::has_program_signal_handler(default_int_handler, own_signal_handler)));
 }
 
 void Hub::reset_after_fork() {

@@ -134,11 +134,17 @@ public:
     /// The program is at its end: no new threads. Carrier only.
     bool is_closing = false;
 
+    /// Sets the coroutine origin tracking depth that every virtual thread of the hub starts with. Only the main one exists.
+    void set_usual_origin_depth(int depth) noexcept;
+
     /// Makes the next switch look after signals and wake-ups. Thread: any.
     void look_soon() noexcept { attention_.store(true); }
 
     /// Sets DeadlockError in the error indicator; installed by the module, which knows the class.
     static void (*raise_deadlock)(Hub&);
+
+    /// A Python signal handler that is no hope in a deadlock, because it is ours. Borrowed, kept for ever. Main hub only.
+    const void* own_signal_handler = nullptr;
 
 private:
     static constexpr int kTurns = 61;
@@ -186,6 +192,7 @@ private:
     core::IntrusiveList<VirtualThread> roster_;
     std::size_t live_count_ = 0;
     int external_wakes_expected_ = 0;
+    int usual_origin_depth_ = 0;
     HubStatistics statistics_;
 
     // any thread, atomic

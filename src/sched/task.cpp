@@ -237,6 +237,24 @@ PyObject* task_is_retrieved(PyObject* self, void*) {
     return Py_NewRef(task.exception == nullptr || task.is_retrieved ? Py_True : Py_False);
 }
 
+PyObject* task_has_failed(PyObject* self, void*) {
+    return Py_NewRef(as_task(self).exception != nullptr ? Py_True : Py_False);
+}
+
+/// The qualified name of what a task runs, or its type's; None once the task has ended.
+PyObject* task_name(PyObject* self, void*) {
+    const Ref callable = cpython::borrow(as_task(self).callable);
+    if (!callable) {
+        Py_RETURN_NONE;
+    }
+    PyObject* name = PyObject_GetAttrString(callable.ptr(), "__qualname__");
+    if (name == nullptr) {
+        PyErr_Clear();
+        return PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(callable.ptr())), "__qualname__");
+    }
+    return name;
+}
+
 PyObject* task_repr(PyObject* self) {
     const TaskObject& task = as_task(self);
     const char* state = !task.is_done        ? "running"
@@ -244,14 +262,10 @@ PyObject* task_repr(PyObject* self) {
                         : task.exception     ? "failed"
                                              : "done";
     if (task.callable != nullptr) {
-        const Ref callable = cpython::borrow(task.callable);
-        PyObject* name = PyObject_GetAttrString(callable.ptr(), "__qualname__");
-        if (name == nullptr) {
-            PyErr_Clear();
-            name = Py_NewRef(reinterpret_cast<PyObject*>(Py_TYPE(callable.ptr())));
-        }
-        return PyUnicode_FromFormat("<gossamer.Task %s %S at %p>", task.args == nullptr ? "running" : "ready",
-                                    Ref::steal_or_null(name).ptr(), self);
+        const Ref name = Ref::steal_or_null(task_name(self, nullptr));
+        return name ? PyUnicode_FromFormat("<gossamer.Task %s %S at %p>", task.args == nullptr ? "running" : "ready",
+                                           name.ptr(), self)
+                    : nullptr;
     }
     return PyUnicode_FromFormat("<gossamer.Task %s at %p>", state, self);
 }
@@ -333,6 +347,8 @@ PyMethodDef methods[] = {
 PyGetSetDef properties[] = {
     {"ident", task_ident, nullptr, PyDoc_STR("threading.get_ident() of the virtual thread; None once it has ended."),
      nullptr},
+    {"_name", task_name, nullptr, PyDoc_STR("The name of what the task runs; None once it has ended."), nullptr},
+    {"_has_failed", task_has_failed, nullptr, PyDoc_STR("Whether the task ended with an exception."), nullptr},
     {"_is_retrieved", task_is_retrieved, nullptr, PyDoc_STR("Whether no exception of the task can be lost."), nullptr},
     {}};
 

@@ -23,4 +23,7 @@ void install();
 /// Whether a default `threading.excepthook` reported an error that nobody else took.
 bool was_error_lost() noexcept;
 
+/// Counts an error as lost that was told in another way: a coroutine that was never awaited. Thread: any.
+void note_lost_error() noexcept;
+
 }  // namespace gossamer::interpose

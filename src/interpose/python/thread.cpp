@@ -250,6 +250,8 @@ PyObject* interrupt_main(PyObject* module, PyObject* args) {
 
 bool was_error_lost() noexcept { return error_was_lost; }
 
+void note_lost_error() noexcept { error_was_lost = true; }
+
 void join_non_daemons() {
     Hub& hub = *Hub::current();
     const auto is_over = [&hub] {
