@@ -8,6 +8,7 @@
 #include "core/parking_lot.hpp"
 #include "core/stack_pool.hpp"
 #include "core/thread_pool.hpp"
+#include "cpython/args.hpp"
 #include "cpython/frames.hpp"
 #include "cpython/layout_check.hpp"
 #include "cpython/module_state.hpp"
@@ -180,6 +181,58 @@ PyObject* make_threads_virtual(PyObject*, PyObject* wanted) {
 /// hub_ident(): a number for the hub that runs the caller, 0 on an ordinary thread.
 PyObject* hub_ident(PyObject*, PyObject*) { return PyLong_FromVoidPtr(Hub::current()); }
 
+PyObject* start_virtual_clock(PyObject*, PyObject*) {
+    return guarded<PyObject*>(nullptr, [] {
+        current_hub();
+        interpose::start_virtual_clock();
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* stop_virtual_clock(PyObject*, PyObject*) {
+    interpose::stop_virtual_clock();
+    Py_RETURN_NONE;
+}
+
+/// advance_virtual_clock(seconds): what is due runs at the next switches.
+PyObject* advance_virtual_clock(PyObject*, PyObject* seconds) {
+    return guarded<PyObject*>(nullptr, [&] {
+        Hub& hub = current_hub();
+        const core::Nanoseconds by(cpython::nanoseconds_from_seconds(seconds));
+        if (by.count() < 0 || core::virtual_clock() == nullptr) {
+            cpython::raise(PyExc_ValueError, "a virtual clock that is on goes forward only");
+        }
+        core::virtual_clock()->monotonic += by;
+        hub.look_soon();
+        Py_RETURN_NONE;
+    });
+}
+
+/// shuffle(seed): see Hub.
+PyObject* shuffle(PyObject*, PyObject* seed) {
+    return guarded<PyObject*>(nullptr, [&] {
+        const unsigned long long bits = PyLong_AsUnsignedLongLongMask(seed);
+        if (bits == static_cast<unsigned long long>(-1) && PyErr_Occurred()) {
+            throw cpython::ErrorSet{};
+        }
+        current_hub().shuffle(bits);
+        Py_RETURN_NONE;
+    });
+}
+
+/// guard_kind(): how the next stack is guarded on this kernel.
+PyObject* guard_kind(PyObject*, PyObject*) {
+    switch (core::StackPool::available_guard()) {
+        case core::Guard::kInstalled:
+            return PyUnicode_FromString("installed");
+        case core::Guard::kProtected:
+            return PyUnicode_FromString("protected");
+        case core::Guard::kCanary:
+            return PyUnicode_FromString("canary");
+    }
+    GS_UNREACHABLE();
+}
+
 PyObject* was_error_lost(PyObject*, PyObject*) { return Py_NewRef(interpose::was_error_lost() ? Py_True : Py_False); }
 
 const char* status_name(sched::ThreadStatus status) noexcept {
@@ -283,6 +336,11 @@ PyMethodDef functions[] = {
     {"set_own_signal_handler", set_own_signal_handler, METH_O, nullptr},
     {"make_threads_virtual", make_threads_virtual, METH_O, nullptr},
     {"hub_ident", hub_ident, METH_NOARGS, nullptr},
+    {"start_virtual_clock", start_virtual_clock, METH_NOARGS, nullptr},
+    {"stop_virtual_clock", stop_virtual_clock, METH_NOARGS, nullptr},
+    {"advance_virtual_clock", advance_virtual_clock, METH_O, nullptr},
+    {"shuffle", shuffle, METH_O, nullptr},
+    {"guard_kind", guard_kind, METH_NOARGS, nullptr},
     {"was_error_lost", was_error_lost, METH_NOARGS, nullptr},
     {"threads", threads, METH_NOARGS, nullptr},
     {"statistics", statistics, METH_NOARGS, nullptr},

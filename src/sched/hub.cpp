@@ -3,6 +3,7 @@
 
 #include "sched/hub.hpp"
 
+#include <algorithm>
 #include <csignal>
 #include <new>
 #include <pthread.h>
@@ -312,18 +313,51 @@ void Hub::run_loop(void* hub) { static_cast<Hub*>(hub)->loop(); }
 void Hub::loop() {
     for (;;) {
         reclaim_finished();
-        turns_left_ = kTurns;
-        if (ready_.is_empty()) {
+        turns_left_ = is_shuffled_ ? 0 : kTurns;
+        if (ready_.is_empty() && shuffled_.empty()) {
             wait_for_work();
         } else if (reactor_->waiter_count() > 0) {
             ++statistics_.polls;
             reactor_->poll();
         }
         look_after_events();
-        if (VirtualThread* next = ready_.pop()) {
+        if (VirtualThread* next = is_shuffled_ ? shuffled_ready() : ready_.pop()) {
             switch_to(*next);
         }
     }
+}
+
+VirtualThread* Hub::shuffled_ready() noexcept {
+    if (shuffled_.empty()) {
+        while (VirtualThread* thread = ready_.pop()) {
+            shuffled_.push_back(thread);
+        }
+    }
+    if (shuffled_.empty()) {
+        return nullptr;
+    }
+    // splitmix64, by Sebastiano Vigna (public domain): any seed is good, 0 too.
+    std::uint64_t bits = (shuffle_state_ += 0x9E3779B97F4A7C15u);
+    bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9u;
+    bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EBu;
+    std::swap(shuffled_[(bits ^ (bits >> 31)) % shuffled_.size()], shuffled_.back());
+    VirtualThread* chosen = shuffled_.back();
+    shuffled_.pop_back();
+    return chosen;
+}
+
+/// Under a virtual clock nobody waits for time to pass: when the kernel has nothing either, the clock jumps to the next
+/// deadline. Returns whether something may be ready now.
+bool Hub::advance_virtual_clock() noexcept {
+    core::VirtualClock& clock = *core::virtual_clock();
+    if (!mailbox_.is_empty() || reactor_->poll() > 0) {
+        return true;
+    }
+    if (external_wakes_expected_ > 0 || timers_.is_empty()) {
+        return false;
+    }
+    clock.monotonic = std::max(clock.monotonic, timers_.next().time());
+    return true;
 }
 
 void Hub::look_after_events() noexcept {
@@ -359,6 +393,10 @@ void Hub::wait_for_work() {
         unpark(*main_);
         return;
     }
+    const bool is_time_virtual = core::virtual_clock() != nullptr;
+    if (is_time_virtual && advance_virtual_clock()) {
+        return;
+    }
     is_asleep_.store(true);
     sigset_t previous;
     const void* mask = nullptr;
@@ -371,7 +409,7 @@ void Hub::wait_for_work() {
         mask = &previous;
     }
     if (mailbox_.is_empty() && !must_interrupt_main()) {
-        const core::Deadline deadline = timers_.next();
+        const core::Deadline deadline = is_time_virtual ? core::Deadline::never() : timers_.next();
         ++statistics_.waits;
         reactor_->wait(
             deadline, deadline.is_never() ? core::Nanoseconds{} : now(), mask, [] { PyEval_SaveThread(); },
@@ -401,6 +439,7 @@ void Hub::reset_after_fork() {
     // leaked, as with OS threads.
     VirtualThread& self = *running_;
     ready_ = ReadyQueue{};
+    shuffled_.clear();
     timers_ = core::TimerHeap{};
     self.index = core::Timer::kIdle;
     forget_tasks_of_scopes(self);

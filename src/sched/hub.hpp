@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <vector>
 
 #include "core/deadline.hpp"
 #include "core/epoll_reactor.hpp"
@@ -137,6 +138,13 @@ public:
     /// Sets the coroutine origin tracking depth that every virtual thread of the hub starts with. Only the main one exists.
     void set_usual_origin_depth(int depth) noexcept;
 
+    /// Runs ready virtual threads in an order that `seed` decides, for tests. What checkpoint() promises does not hold then.
+    void shuffle(std::uint64_t seed) noexcept {
+        is_shuffled_ = true;
+        shuffle_state_ = seed;
+        turns_left_ = 0;
+    }
+
     /// Makes the next switch look after signals and wake-ups. Thread: any.
     void look_soon() noexcept { attention_.store(true); }
 
@@ -170,6 +178,8 @@ private:
     void wait_for_work();
     bool must_interrupt_main() const noexcept;
     VirtualThread* next_ready() noexcept;
+    VirtualThread* shuffled_ready() noexcept;
+    bool advance_virtual_clock() noexcept;
     bool is_deadlocked() noexcept;
     Wake wake_reason(VirtualThread& self, Cancellable cancellable) noexcept;
 
@@ -193,6 +203,9 @@ private:
     std::size_t live_count_ = 0;
     int external_wakes_expected_ = 0;
     int usual_origin_depth_ = 0;
+    bool is_shuffled_ = false;
+    std::uint64_t shuffle_state_ = 0;
+    std::vector<VirtualThread*> shuffled_;  // ready, taken off ready_ in one go; drawn from until it is empty
     HubStatistics statistics_;
 
     // any thread, atomic

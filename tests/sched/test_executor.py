@@ -220,6 +220,7 @@ def test_end_of_a_program_waits_for_calls():
         assert (0, "done\n", "") == (result.returncode, result.stdout, result.stderr)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # carriers of earlier tests may be ending
 def test_forked_child_does_not_wait_for_the_calls_of_its_parent():
     def main():
         gate = queue.SimpleQueue()
