@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from typing import Any
 
 from gossamer import _core
@@ -39,23 +37,20 @@ def watch_coroutines() -> None:
     import warnings
 
     _core.track_coroutine_origins(1)
-    # The place that prints; catch_warnings(record=True) puts another function there. From 3.14 on it is another module's.
-    shower = sys.modules.get("_py_warnings", warnings)
-    shower._showwarnmsg_impl = _counting(shower, shower._showwarnmsg_impl)
+    # The place that prints; before 3.14 catch_warnings(record=True) puts another function there.
+    show = warnings._showwarnmsg_impl  # type: ignore[attr-defined]
+
+    def show_and_count(message: Any) -> None:
+        if message.category is RuntimeWarning and "was never awaited" in str(message.message):
+            context = warnings._get_context() if hasattr(warnings, "_get_context") else None
+            if getattr(context, "log", None) is None:  # 3.14's way to record
+                _core.note_lost_error()
+        show(message)
+
+    warnings._showwarnmsg_impl = show_and_count  # type: ignore[attr-defined]
     # A warning that is turned into an error is printed by the interpreter, which then goes on. Both callables are written
     # in C: a Python frame more would change the line that the warning is about.
     warn = warnings._warn_unawaited_coroutine  # type: ignore[attr-defined]
     warnings._warn_unawaited_coroutine = functools.partial(  # type: ignore[attr-defined]
         _core.call_noting_error, warn
     )
-
-
-def _counting(shower: Any, show: Callable[[Any], None]) -> Callable[[Any], None]:
-    def show_and_count(message: Any) -> None:
-        if message.category is RuntimeWarning and "was never awaited" in str(message.message):
-            context = shower._get_context() if hasattr(shower, "_get_context") else None
-            if getattr(context, "log", None) is None:
-                _core.note_lost_error()
-        show(message)
-
-    return show_and_count

@@ -3,6 +3,7 @@
 // one, and call the original on every other.
 #include "cpython/api.hpp"
 
+#include <mutex>
 #include <time.h>
 
 #include "core/deadline.hpp"
@@ -56,9 +57,12 @@ Entry& entry(Clock clock) noexcept {
     return entries[clock];
 }
 
-int users = 0;  // OS threads that have a virtual clock; changed attached
+// The tables serve every interpreter of the process, so what is below is the process's too.
+std::mutex mutex;
+int users = 0;  // OS threads that have a virtual clock; under mutex
 
-void replace_clocks() {
+/// Finds the tables and the originals; the same every time. Throws ErrorSet.
+void find_clocks() {
     const Ref module = steal(PyImport_ImportModule("time"));
     for (std::size_t index = 0; index < kClocks; ++index) {
         Entry& clock = entry(static_cast<Clock>(index));
@@ -66,12 +70,31 @@ void replace_clocks() {
         if (definition.ml_flags != METH_NOARGS) {
             cpython::raise(PyExc_ImportError, "gossamer does not know the calling convention of time.%s", clock.name);
         }
+        const std::lock_guard lock(mutex);
         clock.definition = &definition;
-        clock.original = definition.ml_meth;
+        if (definition.ml_meth != clock.replacement) {
+            clock.original = definition.ml_meth;
+        }
     }
+}
+
+void add_user() noexcept {
+    const std::lock_guard lock(mutex);
+    ++users;
     for (std::size_t index = 0; index < kClocks; ++index) {
         Entry& clock = entry(static_cast<Clock>(index));
         clock.definition->ml_meth = clock.replacement;
+    }
+}
+
+void remove_user() noexcept {
+    const std::lock_guard lock(mutex);
+    if (--users > 0) {
+        return;
+    }
+    for (std::size_t index = 0; index < kClocks; ++index) {
+        Entry& clock = entry(static_cast<Clock>(index));
+        clock.definition->ml_meth = clock.original;
     }
 }
 
@@ -81,15 +104,13 @@ void start_virtual_clock() {
     if (core::virtual_clock() != nullptr) {
         cpython::raise(PyExc_RuntimeError, "this OS thread has a virtual clock already");
     }
-    if (users == 0) {
-        replace_clocks();
-    }
-    ++users;
+    find_clocks();
     timespec wall{};
     clock_gettime(CLOCK_REALTIME, &wall);
     const core::Nanoseconds now = core::monotonic_now();
     const core::Nanoseconds time_of_day = std::chrono::seconds(wall.tv_sec) + core::Nanoseconds(wall.tv_nsec);
     core::set_virtual_clock(new core::VirtualClock{.monotonic = now, .wall_offset = time_of_day - now});
+    add_user();
 }
 
 void stop_virtual_clock() noexcept {
@@ -99,12 +120,7 @@ void stop_virtual_clock() noexcept {
     }
     core::set_virtual_clock(nullptr);
     delete clock;
-    if (--users == 0) {
-        for (std::size_t index = 0; index < kClocks; ++index) {
-            Entry& replaced = entry(static_cast<Clock>(index));
-            replaced.definition->ml_meth = replaced.original;
-        }
-    }
+    remove_user();
 }
 
 }  // namespace gossamer::interpose
