@@ -3,16 +3,19 @@
 #include "cpython/api.hpp"
 
 #include <new>
+#include <pthread.h>
 
 #include "core/assert.hpp"
 #include "core/parking_lot.hpp"
 #include "core/stack_pool.hpp"
 #include "core/thread_pool.hpp"
+#include "core/watchdog.hpp"
 #include "cpython/args.hpp"
 #include "cpython/frames.hpp"
 #include "cpython/layout_check.hpp"
 #include "cpython/module_state.hpp"
 #include "cpython/ref.hpp"
+#include "cpython/runtime.hpp"
 #include "interpose/python/install.hpp"
 #include "interpose/python/method_table.hpp"
 #include "interpose/python/thread_parts.hpp"
@@ -53,7 +56,9 @@ PyObject* enter(PyObject*, PyObject* makes_threads_virtual) {
     return guarded<PyObject*>(nullptr, [&] {
         const int is_virtual = PyObject_IsTrue(makes_threads_virtual);
         cpython::check(is_virtual);
-        interpose::install();
+        if (Hub::current() == nullptr) {
+            interpose::install();  // never on a virtual thread, which could be preempted under its mutex
+        }
         Hub& hub = Hub::enter();
         hub.makes_threads_virtual = is_virtual != 0;
         Py_RETURN_NONE;
@@ -277,9 +282,9 @@ PyObject* statistics(PyObject*, PyObject*) {
     return guarded<PyObject*>(nullptr, [] {
         Hub& hub = current_hub();
         const sched::HubStatistics& counts = hub.statistics();
-        return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:O}", "spawned", counts.spawned, "finished",
-                             counts.finished, "parks", counts.parks, "switches", counts.switches, "polls", counts.polls,
-                             "waits", counts.waits, "preemptions", counts.preemptions, "live",
+        return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:O}", "spawned", counts.spawned, "finished",
+                             counts.finished, "parks", counts.parks, "switches", counts.switches.load(), "polls", counts.polls,
+                             "waits", counts.waits, "preemptions", counts.preemptions, "deadlocks", counts.deadlocks, "live",
                              static_cast<Py_ssize_t>(hub.live_count()), "main_is_virtual",
                              hub.main().is_main() ? Py_True : Py_False);
     });
@@ -310,13 +315,72 @@ PyObject* cancel_all(PyObject*, PyObject*) {
 
 PyObject* after_fork_in_child(PyObject*, PyObject*) {
     return guarded<PyObject*>(nullptr, [] {
-        core::ParkingLot::instance().reset_after_fork();
-        core::ThreadPool::instance().reset_after_fork();
+        Hub::forget_others_after_fork();
+        core::Watchdog::instance().reset_after_fork();
         if (Hub* hub = Hub::current()) {
             hub->reset_after_fork();
+            interpose::keep_thread_alive_after_fork(hub->running());
         }
         Py_RETURN_NONE;
     });
+}
+
+/// set_slice(seconds): the length of a slice; 0 turns preemption off.
+PyObject* set_slice(PyObject*, PyObject* seconds) {
+    return guarded<PyObject*>(nullptr, [&] {
+        sched::Preemption::set_slice(core::Nanoseconds(cpython::nanoseconds_from_seconds(seconds)));
+        Py_RETURN_NONE;
+    });
+}
+
+/// Prints an uncaught exception as the interpreter does for the main program, by sys.excepthook.
+PyObject* report_uncaught(PyObject*, PyObject* exception) {
+    PyErr_SetRaisedException(Py_NewRef(exception));
+    PyErr_Print();
+    Py_RETURN_NONE;
+}
+
+PyObject* end_by_interrupt(PyObject*, PyObject*) {
+    cpython::end_by_interrupt();
+    Py_RETURN_NONE;
+}
+
+/// Puts the hook before those of the standard library, which take locks: none may park before the hub is reset.
+PyObject* register_fork_hooks(PyObject* module, PyObject*) {
+    return guarded<PyObject*>(nullptr, [&] {
+        // In C, so that a fork that is not Python's finds them free too, and before the interpreter clears the thread
+        // states of threads that are not there, which wakes who waits for them.
+        const int error = pthread_atfork(nullptr, nullptr, [] {
+            core::ParkingLot::instance().reset_after_fork();
+            core::ThreadPool::instance().reset_after_fork();
+        });
+        if (error != 0) {
+            cpython::raise_os_error(error);
+        }
+        const Ref hook = steal(PyObject_GetAttrString(module, "after_fork_in_child"));
+        PyInterpreterState& interpreter = *PyInterpreterState_Get();
+        if (interpreter.after_forkers_child == nullptr) {
+            interpreter.after_forkers_child = steal(PyList_New(0)).release();
+        }
+        cpython::check(PyList_Insert(interpreter.after_forkers_child, 0, hook.ptr()));
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* preemption_status(PyObject*, PyObject*) {
+    return guarded<PyObject*>(nullptr, [] { return PyUnicode_FromString(sched::Preemption::status()); });
+}
+
+/// At the end of the interpreter: no request may reach it any more.
+PyObject* end_preemption(PyObject*, PyObject*) {
+    core::Watchdog::instance().remove_group(PyInterpreterState_Get());
+    Py_RETURN_NONE;
+}
+
+void end_preemption_at_exit(PyObject* module) {
+    const Ref atexit = steal(PyImport_ImportModule("atexit"));
+    const Ref end = steal(PyObject_GetAttrString(module, "end_preemption"));
+    steal(PyObject_CallMethod(atexit.ptr(), "register", "O", end.ptr()));
 }
 
 PyMethodDef functions[] = {
@@ -347,6 +411,12 @@ PyMethodDef functions[] = {
     {"join_non_daemons", join_non_daemons, METH_NOARGS, nullptr},
     {"cancel_all", cancel_all, METH_NOARGS, nullptr},
     {"after_fork_in_child", after_fork_in_child, METH_NOARGS, nullptr},
+    {"set_slice", set_slice, METH_O, nullptr},
+    {"preemption_status", preemption_status, METH_NOARGS, nullptr},
+    {"end_preemption", end_preemption, METH_NOARGS, nullptr},
+    {"report_uncaught", report_uncaught, METH_O, nullptr},
+    {"end_by_interrupt", end_by_interrupt, METH_NOARGS, nullptr},
+    {"register_fork_hooks", register_fork_hooks, METH_NOARGS, nullptr},
     {}};
 
 int execute(PyObject* module) noexcept {
@@ -354,6 +424,11 @@ int execute(PyObject* module) noexcept {
         auto* state = new (PyModule_GetState(module)) ModuleState{};
         cpython::check_layout();
         Hub::raise_deadlock = &raise_deadlock;
+        end_preemption_at_exit(module);
+        const Ref threading = steal(PyImport_ImportModule("threading"));
+        state->threading_names = Py_NewRef(PyModule_GetDict(threading.ptr()));
+        state->trace_hook_name = steal(PyUnicode_InternFromString("_trace_hook")).release();
+        state->profile_hook_name = steal(PyUnicode_InternFromString("_profile_hook")).release();
         state->task_type = sched::create_task_type(module);
         state->scope_type = sched::create_scope_type(module);
         cpython::check(PyModule_AddObjectRef(module, "Task", reinterpret_cast<PyObject*>(state->task_type)));
@@ -366,6 +441,7 @@ int traverse(PyObject* module, visitproc visit, void* arg) {
     ModuleState& state = cpython::state_of_module(module);
     Py_VISIT(reinterpret_cast<PyObject*>(state.task_type));
     Py_VISIT(reinterpret_cast<PyObject*>(state.scope_type));
+    Py_VISIT(state.threading_names);
     return 0;
 }
 
@@ -373,6 +449,9 @@ int clear(PyObject* module) {
     ModuleState& state = cpython::state_of_module(module);
     Py_CLEAR(state.task_type);
     Py_CLEAR(state.scope_type);
+    Py_CLEAR(state.threading_names);
+    Py_CLEAR(state.trace_hook_name);
+    Py_CLEAR(state.profile_hook_name);
     return 0;
 }
 

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from candidates import TAGS, Interpreter, Tag, ask, find_on_host
+from candidates import TAGS, WORKING, Interpreter, Tag, ask, find_on_host
 from deb import Archive, ToolError, cache_folder, locked, release_name, run_with_retries
 from debian_folder import BASE_PACKAGES, OLDER_RELEASE, RELEASE, DebianFolder
 
@@ -171,16 +171,26 @@ def run_command(options: argparse.Namespace) -> int:
         return COMMAND_NOT_FOUND
 
 
-def newest_command(options: argparse.Namespace) -> int:
-    """Prints the path of the newest supported interpreter of this machine itself."""
+def newest() -> Interpreter:
+    """Returns the newest interpreter of this machine itself that Gossamer works on; its tests need not be there.
+
+    Raises:
+        ToolError: There is none; the message says how to get one.
+    """
     refusals: list[str] = []
-    with_gil = [tag for tag in TAGS.values() if not tag.free_threaded]
-    for tag in sorted(with_gil, key=lambda tag: tag.minimum, reverse=True):
+    tags = [TAGS[name] for name in WORKING if not TAGS[name].free_threaded]
+    tags.sort(key=lambda tag: tag.minimum, reverse=True)
+    for tag in tags:
         it = find_on_host(tag, refusals, need_tests=False)
         if it is not None:
-            print(it.python)
-            return 0
-    raise ToolError("\n  ".join(["no supported CPython on PATH or under pyenv.", *refusals, by_hand(with_gil[-1])]))
+            return it
+    raise ToolError("\n  ".join(["no supported CPython on PATH or under pyenv.", *refusals, by_hand(tags[0])]))
+
+
+def newest_command(options: argparse.Namespace) -> int:
+    """Prints the path of the newest supported interpreter of this machine itself."""
+    print(newest().python)
+    return 0
 
 
 def tag_of(text: str) -> Tag:

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import CoroutineType
-from typing import Any
+from typing import Any, overload
 
-from gossamer import _core
+from gossamer import _core, _thread_objects
 
 _is_fork_hook_registered = False
 
@@ -18,8 +17,9 @@ def enter(*, virtual_threads: bool) -> None:
     """Make this OS thread a carrier and the caller its main virtual thread."""
     global _is_fork_hook_registered
     if not _is_fork_hook_registered:
-        os.register_at_fork(after_in_child=_core.after_fork_in_child)
+        _core.register_fork_hooks()
         _is_fork_hook_registered = True
+    _thread_objects.install()
     _core.enter(virtual_threads)
 
 
@@ -38,26 +38,39 @@ def leave(grace: float) -> None:
 def _end_the_rest(grace: float) -> None:
     import time
 
-    if len(_core.threads()) == 1:
+    if _core.statistics()["live"] == 1:
         return
     _core.cancel_all()
     deadline = time.monotonic() + grace
     pause = 0.0
-    while len(_core.threads()) > 1 and time.monotonic() < deadline:
+    while _core.statistics()["live"] > 1 and time.monotonic() < deadline:
         time.sleep(pause)
         pause = min(0.05, pause + 0.001)
-    left = [ident for ident, *_rest in _core.threads()[1:]]
+    left = _core.statistics()["live"] - 1
     if left:
         from gossamer._dump import describe_threads
 
         print(
-            f"gossamer: {len(left)} virtual threads did not end in {grace} s and are abandoned:\n{describe_threads()}",
+            f"gossamer: {left} virtual threads did not end in {grace} s and are abandoned:\n{describe_threads()}",
             file=sys.stderr,
         )
 
 
-def run(
-    main: Callable[..., Any], /, *args: Any, blocking: str = "park", carriers: int = 1, grace: float = 5.0
+@overload
+def run[*Ts, T](
+    main: Callable[[*Ts], Coroutine[Any, Any, T]],
+    /,
+    *args: *Ts,
+    blocking: str = "park",
+    carriers: int = 1,
+    grace: float = 5.0,
+) -> T: ...
+@overload
+def run[*Ts, T](
+    main: Callable[[*Ts], T], /, *args: *Ts, blocking: str = "park", carriers: int = 1, grace: float = 5.0
+) -> T: ...
+def run[*Ts](
+    main: Callable[[*Ts], Any], /, *args: *Ts, blocking: str = "park", carriers: int = 1, grace: float = 5.0
 ) -> Any:
     """Enter Gossamer: run ``main(*args)`` as the main virtual thread of this OS thread, and return its result.
 
@@ -65,6 +78,7 @@ def run(
 
     Args:
         main: A function, or a coroutine function.
+        *args: What it is called with.
         blocking: What a blocking call in a coroutine does; "park" is the only choice yet.
         carriers: OS threads to run virtual threads on; 1 is the only choice yet.
         grace: Seconds that virtual threads which no scope owns get to clean up after ``main`` has ended.

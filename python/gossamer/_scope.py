@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from time import sleep as _sleep
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from gossamer import _core
 
@@ -191,6 +191,6 @@ def checkpoint() -> None:
     _core.checkpoint()
 
 
-def current() -> _core.Task | None:
+def current() -> _core.Task[Any] | None:
     """Return the Task of the running virtual thread; None for the main one, a `threading.Thread` or an OS thread."""
     return _core.current()

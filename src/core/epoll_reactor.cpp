@@ -14,6 +14,7 @@ namespace gossamer::core {
 static_assert(static_cast<std::uint32_t>(Interest::kRead) == EPOLLIN);
 static_assert(static_cast<std::uint32_t>(Interest::kWrite) == EPOLLOUT);
 static_assert(static_cast<std::uint32_t>(Interest::kException) == EPOLLPRI);
+static_assert(static_cast<std::uint32_t>(Interest::kPeerClosed) == EPOLLRDHUP);
 
 namespace {
 
@@ -111,7 +112,14 @@ void EpollReactor::forget(int fd) noexcept {
     entry->owner = nullptr;
     entry->registered_events = 0;
     entry->is_registered = false;
-    deliver(*entry, EPOLLIN | EPOLLOUT | EPOLLPRI | kHangUp);
+    deliver(*entry, EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | kHangUp, true);
+}
+
+void EpollReactor::forget_range(int first, int end) noexcept {
+    const auto known = static_cast<int>(entries_.size() * kChunkEntries);
+    for (int fd = first; fd < end && fd < known; ++fd) {
+        forget(fd);
+    }
 }
 
 int EpollReactor::poll() noexcept {
@@ -155,22 +163,23 @@ int EpollReactor::dispatch(int count) noexcept {
     return count < 0 ? 0 : count;
 }
 
-void EpollReactor::deliver(FdEntry& entry, std::uint32_t events) noexcept {
+void EpollReactor::deliver(FdEntry& entry, std::uint32_t events, bool is_closed) noexcept {
     entry.may_be_readable = entry.may_be_readable || (events & kReadable) != 0;
     entry.may_be_writable = entry.may_be_writable || (events & kWritable) != 0;
     entry.is_hung_up = entry.is_hung_up || (events & (kHangUp | EPOLLRDHUP)) != 0;
     entry.has_urgent_data = entry.has_urgent_data || (events & EPOLLPRI) != 0;
-    std::uint32_t ready = events & EPOLLPRI;
+    std::uint32_t ready = events & (EPOLLPRI | EPOLLRDHUP);
     ready |= (events & kReadable) != 0 ? static_cast<std::uint32_t>(EPOLLIN) : 0;
     ready |= (events & kWritable) != 0 ? static_cast<std::uint32_t>(EPOLLOUT) : 0;
-    // A hang-up ends every wait, also one for an exception.
-    ready |= (events & kHangUp) != 0 ? static_cast<std::uint32_t>(EPOLLPRI) : 0;
+    // A hang-up ends every wait, also one for an exception or for the peer's end.
+    ready |= (events & kHangUp) != 0 ? static_cast<std::uint32_t>(EPOLLPRI | EPOLLRDHUP) : 0;
     for (FdWaiter* waiter = entry.waiters.front(); waiter != nullptr;) {
         FdWaiter* next = entry.waiters.next_of(*waiter);
         if ((waiter->wanted_events & ready) != 0) {
             waiter->unlink();
             --waiter_count_;
             waiter->is_ready = true;
+            waiter->is_closed = is_closed;
             waiter->target->wake();
         }
         waiter = next;

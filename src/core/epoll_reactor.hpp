@@ -23,7 +23,8 @@
 
 namespace gossamer::core {
 
-enum class Interest : std::uint32_t { kRead = 1, kWrite = 4, kException = 2 };  // EPOLLIN, EPOLLOUT, EPOLLPRI
+// EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
+enum class Interest : std::uint32_t { kRead = 1, kWrite = 4, kException = 2, kPeerClosed = 0x2000 };
 
 /// One wait for one descriptor; lives on the waiter's stack.
 struct FdWaiter final : ListHook {
@@ -32,6 +33,7 @@ struct FdWaiter final : ListHook {
     Wakeable* target;
     std::uint32_t wanted_events;    // bits of Interest
     bool is_ready = false;          // an edge came, or the descriptor was closed
+    bool is_closed = false;         // forget() ended the wait: the number is no longer the file that was waited for
 };
 
 /// What is known of one descriptor number.
@@ -67,6 +69,9 @@ public:
     /// Before `fd` is closed: wakes its waiters and unregisters it.
     void forget(int fd) noexcept;
 
+    /// The same for every number from `first` to below `end`.
+    void forget_range(int first, int end) noexcept;
+
     /// Collects events and wakes their waiters. Does not block. Returns the number of events.
     int poll() noexcept;
 
@@ -97,7 +102,7 @@ private:
     struct Event;
     int wait_for_events(Deadline deadline, Nanoseconds now, const void* mask) noexcept;
     int dispatch(int count) noexcept;
-    void deliver(FdEntry& entry, std::uint32_t events) noexcept;
+    void deliver(FdEntry& entry, std::uint32_t events, bool is_closed = false) noexcept;
     FdEntry* find(int fd) noexcept;
 
     FileDescriptor epoll_;

@@ -2,33 +2,14 @@
 #include "core/thread_pool.hpp"
 
 #include <condition_variable>
-#include <csignal>
 #include <deque>
 #include <mutex>
 #include <pthread.h>
 #include <system_error>
 
+#include "core/signals_blocked.hpp"
+
 namespace gossamer::core {
-
-namespace {
-
-/// Blocks every signal of the calling thread for its life, so that a thread started meanwhile has them blocked.
-class AllSignalsBlocked final {
-public:
-    AllSignalsBlocked() noexcept {
-        sigset_t all;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &previous_);
-    }
-    AllSignalsBlocked(const AllSignalsBlocked&) = delete;
-    AllSignalsBlocked& operator=(const AllSignalsBlocked&) = delete;
-    ~AllSignalsBlocked() { pthread_sigmask(SIG_SETMASK, &previous_, nullptr); }
-
-private:
-    sigset_t previous_{};
-};
-
-}  // namespace
 
 struct ThreadPool::State {
     std::mutex mutex;
@@ -55,6 +36,22 @@ void ThreadPool::submit(std::unique_ptr<Job> job) {
     state_->work_came.notify_one();
 }
 
+void ThreadPool::run_apart(std::unique_ptr<Job> job) {
+    const AllSignalsBlocked blocked;
+    pthread_t thread{};
+    const auto body = [](void* argument) -> void* {
+        pthread_setname_np(pthread_self(), "gossamer-wait");
+        const std::unique_ptr<Job> owned(static_cast<Job*>(argument));
+        owned->run();
+        return nullptr;
+    };
+    if (const int error = pthread_create(&thread, nullptr, body, job.get()); error != 0) {
+        throw std::system_error(error, std::generic_category(), "pthread_create");
+    }
+    pthread_detach(thread);
+    (void)job.release();
+}
+
 std::size_t ThreadPool::pending() const noexcept {
     const std::lock_guard lock(state_->mutex);
     return state_->jobs.size() + state_->running;
@@ -66,7 +63,7 @@ void ThreadPool::reset_after_fork() noexcept {
 }
 
 void ThreadPool::start_thread() {
-    const AllSignalsBlocked blocked;
+    const SignalsBlocked blocked;
     pthread_t thread{};
     const int error = pthread_create(&thread, nullptr, &ThreadPool::serve, state_);
     if (error == 0) {

@@ -28,6 +28,10 @@ public:
     /// Queues `job`. Throws std::system_error when no thread can be started and none is there.
     void submit(std::unique_ptr<Job> job);
 
+    /// Runs `job` on an OS thread of its own, for what may wait for ever and must not keep a thread of the pool. Throws
+    /// std::system_error.
+    static void run_apart(std::unique_ptr<Job> job);
+
     /// Jobs queued or running.
     std::size_t pending() const noexcept;
 

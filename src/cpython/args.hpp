@@ -14,7 +14,8 @@ namespace gossamer::cpython {
 /// Seconds as nanoseconds, rounded up as CPython's timeouts are (_PyTime_ROUND_CEILING in pycore_time.h). Accepts int,
 /// float and what has __index__ or __float__. Throws ErrorSet: TypeError, ValueError for NaN, OverflowError.
 inline std::int64_t nanoseconds_from_seconds(PyObject* seconds) {
-    constexpr double kLargest = 9.2e18;
+    constexpr double kTwoTo63 = 9223372036854775808.0;
+    constexpr long long kLargestWhole = 9'223'372'036LL;
     if (PyLong_Check(seconds)) {
         const long long whole = PyLong_AsLongLong(seconds);
         if (whole == -1 && PyErr_Occurred()) {
@@ -23,7 +24,7 @@ inline std::int64_t nanoseconds_from_seconds(PyObject* seconds) {
             }
             throw ErrorSet{};
         }
-        if (whole > 9'000'000'000LL || whole < -9'000'000'000LL) {
+        if (whole > kLargestWhole || whole < -kLargestWhole) {
             raise(PyExc_OverflowError, "timestamp too large to convert to C PyTime_t");
         }
         return whole * 1'000'000'000LL;
@@ -48,7 +49,7 @@ inline std::int64_t nanoseconds_from_seconds(PyObject* seconds) {
         raise(PyExc_ValueError, "Invalid value NaN (not a number)");
     }
     const double nanoseconds = std::ceil(value * 1e9);
-    if (nanoseconds >= kLargest || nanoseconds <= -kLargest) {
+    if (nanoseconds >= kTwoTo63 || nanoseconds < -kTwoTo63) {
         raise(PyExc_OverflowError, "timestamp too large to convert to C PyTime_t");
     }
     return static_cast<std::int64_t>(nanoseconds);

@@ -27,10 +27,15 @@ void FiberState::begin(PyThreadState& tstate, StackBounds bounds, void* chunk, v
     what_event_ = -1;
 }
 
-void FiberState::save_rare(PyThreadState& tstate) noexcept {
+void FiberState::need_rare() {
     if (!rare_) {
         rare_ = std::make_unique<RareState>();
+        rare_->coroutine_origin_tracking_depth = usual_origin_depth;
     }
+}
+
+void FiberState::save_rare(PyThreadState& tstate) noexcept {
+    need_rare();
     rare_->dict = std::exchange(tstate.dict, nullptr);
     rare_->async_exc = std::exchange(tstate.async_exc, nullptr);
     rare_->async_gen_firstiter = std::exchange(tstate.async_gen_firstiter, nullptr);
@@ -41,6 +46,7 @@ void FiberState::save_rare(PyThreadState& tstate) noexcept {
     rare_->profile_object = std::exchange(tstate.c_profileobj, nullptr);
     rare_->coroutine_origin_tracking_depth = std::exchange(tstate.coroutine_origin_tracking_depth, usual_origin_depth);
     VersionState::take_local_key(tstate, rare_->local_key, rare_->local_sentinel);
+    VersionState::take_loop(tstate, rare_->running_loop, rare_->running_task);
 }
 
 void FiberState::restore_rare(PyThreadState& tstate) noexcept {
@@ -55,18 +61,50 @@ void FiberState::restore_rare(PyThreadState& tstate) noexcept {
     tstate.coroutine_origin_tracking_depth = std::exchange(rare_->coroutine_origin_tracking_depth, usual_origin_depth);
     VersionState::put_local_key(tstate, std::exchange(rare_->local_key, nullptr),
                                 std::exchange(rare_->local_sentinel, nullptr));
+    VersionState::put_loop(tstate, std::exchange(rare_->running_loop, nullptr),
+                           std::exchange(rare_->running_task, nullptr));
     if (tstate.async_exc != nullptr) {
         VersionState::signal_async_exception(tstate);
     }
 }
 
 void FiberState::set_async_exception(PyObject* exception) {
-    if (!rare_) {
-        rare_ = std::make_unique<RareState>();
-        rare_->coroutine_origin_tracking_depth = usual_origin_depth;
-    }
+    need_rare();
     PyObject* old = std::exchange(rare_->async_exc, Py_XNewRef(exception));
     Py_XDECREF(old);
+}
+
+PyObject* FiberState::handled_exception() const noexcept {
+    for (const _PyErr_StackItem* item = exc_info_; item != nullptr; item = item->previous_item) {
+        if (item->exc_value != nullptr && item->exc_value != Py_None) {
+            return item->exc_value;
+        }
+    }
+    return nullptr;
+}
+
+// The interpreter counts the threads that are traced, and what it instruments follows from the count: so its own function
+// sets the words, while they stand in the running thread state.
+PyObject* FiberState::set_trace(PyThreadState& tstate, Py_tracefunc function, PyObject* argument) {
+    need_rare();
+    PyObject* old = Py_XNewRef(rare_->trace_object);
+    std::swap(tstate.c_tracefunc, rare_->trace_function);
+    std::swap(tstate.c_traceobj, rare_->trace_object);
+    PyEval_SetTrace(function, argument);
+    std::swap(tstate.c_tracefunc, rare_->trace_function);
+    std::swap(tstate.c_traceobj, rare_->trace_object);
+    return old;
+}
+
+PyObject* FiberState::set_profile(PyThreadState& tstate, Py_tracefunc function, PyObject* argument) {
+    need_rare();
+    PyObject* old = Py_XNewRef(rare_->profile_object);
+    std::swap(tstate.c_profilefunc, rare_->profile_function);
+    std::swap(tstate.c_profileobj, rare_->profile_object);
+    PyEval_SetProfile(function, argument);
+    std::swap(tstate.c_profilefunc, rare_->profile_function);
+    std::swap(tstate.c_profileobj, rare_->profile_object);
+    return old;
 }
 
 void FiberState::clear_thread_data(PyThreadState& tstate) noexcept {
@@ -88,6 +126,11 @@ void FiberState::clear_thread_data(PyThreadState& tstate) noexcept {
     VersionState::take_local_key(tstate, key, sentinel);
     Py_XDECREF(key);
     Py_XDECREF(sentinel);
+    PyObject* loop = nullptr;
+    PyObject* task = nullptr;
+    VersionState::take_loop(tstate, loop, task);
+    Py_XDECREF(loop);
+    Py_XDECREF(task);
 }
 
 void FiberState::free_pushed_chunks(PyThreadState& tstate) noexcept {

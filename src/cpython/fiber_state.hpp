@@ -37,6 +37,8 @@ struct RareState {
     PyObject* profile_object = nullptr;
     PyObject* local_key = nullptr;
     PyObject* local_sentinel = nullptr;
+    PyObject* running_loop = nullptr;
+    PyObject* running_task = nullptr;
     int coroutine_origin_tracking_depth = 0;
 };
 
@@ -108,14 +110,22 @@ public:
     /// The innermost frame of the parked fiber; null if it has none.
     _PyInterpreterFrame* parked_frame() const noexcept { return version_.frame(); }
 
-    /// The thread-state fields that a pending asynchronous exception for this parked fiber is kept in.
+    /// The innermost exception that the parked fiber handles; borrowed, null if none.
+    PyObject* handled_exception() const noexcept;
+
+    /// Leaves an exception (or null) for this parked fiber, raised when it continues. Throws std::bad_alloc.
     void set_async_exception(PyObject* exception);
 
+    /// Sets the trace or profile function of this parked fiber. `tstate` is the caller's; nothing may switch meanwhile.
+    /// Returns the object that was set before. Throws std::bad_alloc.
+    [[nodiscard]] PyObject* set_trace(PyThreadState& tstate, Py_tracefunc function, PyObject* argument);
+    [[nodiscard]] PyObject* set_profile(PyThreadState& tstate, Py_tracefunc function, PyObject* argument);
     /// The coroutine origin tracking depth that a fiber starts with, the same for all of a hub: what differs is rare.
     int usual_origin_depth = 0;
 
 private:
     static bool has_rare(const PyThreadState& tstate, int usual_origin_depth) noexcept;
+    void need_rare();
     void save_rare(PyThreadState& tstate) noexcept;
     void restore_rare(PyThreadState& tstate) noexcept;
 
@@ -137,7 +147,8 @@ private:
 inline bool FiberState::has_rare(const PyThreadState& tstate, int usual_origin_depth) noexcept {
     return tstate.dict != nullptr || tstate.async_exc != nullptr || tstate.async_gen_firstiter != nullptr ||
            tstate.async_gen_finalizer != nullptr || tstate.c_tracefunc != nullptr || tstate.c_profilefunc != nullptr ||
-           VersionState::has_local_key(tstate) || tstate.coroutine_origin_tracking_depth != usual_origin_depth;
+           VersionState::has_local_key(tstate) || VersionState::has_loop(tstate) ||
+           tstate.coroutine_origin_tracking_depth != usual_origin_depth;
 }
 
 }  // namespace gossamer::cpython

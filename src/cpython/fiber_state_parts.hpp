@@ -49,7 +49,42 @@ public:
         _Py_set_eval_breaker_bit(&tstate, _PY_ASYNC_EXCEPTION_BIT);
     }
 
+    /// asyncio's running loop of a thread: a strong reference, or null.
+    static PyObject*& running_loop(PyThreadState& tstate) noexcept {
+        return extension_word(tstate, offsetof(_PyThreadStateImpl, asyncio_running_loop));
+    }
+#if PY_VERSION_HEX >= 0x030E0000
+    static PyObject*& running_task(PyThreadState& tstate) noexcept {
+        return extension_word(tstate, offsetof(_PyThreadStateImpl, asyncio_running_task));
+    }
+#endif
+    static bool has_loop(const PyThreadState& tstate) noexcept {
+        return running_loop(const_cast<PyThreadState&>(tstate)) != nullptr;
+    }
+    static void take_loop(PyThreadState& tstate, PyObject*& loop, PyObject*& task) noexcept {
+        loop = std::exchange(running_loop(tstate), nullptr);
+#if PY_VERSION_HEX >= 0x030E0000
+        task = std::exchange(running_task(tstate), nullptr);
+#else
+        task = nullptr;  // kept by loop in a dictionary
+#endif
+    }
+    static void put_loop(PyThreadState& tstate, PyObject* loop, [[maybe_unused]] PyObject* task) noexcept {
+        running_loop(tstate) = loop;
+#if PY_VERSION_HEX >= 0x030E0000
+        running_task(tstate) = task;
+#endif
+    }
+
 private:
+    // The public part of the thread state grew by a word in releases of one minor version, which moved what follows it;
+    // the interpreter publishes the size that it has.
+    static PyObject*& extension_word(PyThreadState& tstate, std::size_t compiled_offset) noexcept {
+        const std::size_t offset =
+            _PyRuntime.debug_offsets.thread_state.size + compiled_offset - sizeof(PyThreadState);
+        return *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(&tstate) + offset);
+    }
+
     _PyInterpreterFrame* frame_ = nullptr;
 };
 #endif

@@ -40,18 +40,27 @@ inline void set_runs_main(bool is_main, unsigned long main_ident) noexcept {
     _PyRuntime.main_thread = is_main ? main_ident : 0;
 }
 
+/// What is installed for a signal: a callable, a constant of `signal`, or null. Borrowed. Python: attached.
+inline PyObject* signal_handler(int number) noexcept {
+#if PY_VERSION_HEX >= 0x030D0000
+    return _PyRuntime.signals.handlers[number].func;
+#else
+    return reinterpret_cast<PyObject*>(_Py_atomic_load_relaxed(&_PyRuntime.signals.handlers[number].func));
+#endif
+}
+
+/// Says that an uncaught KeyboardInterrupt ended the program, so that the process ends by SIGINT once the interpreter is
+/// finalized (Py_RunMain in Modules/main.c). Any eval() since then has taken the word back. Python: attached.
+inline void end_by_interrupt() noexcept { _PyRuntime.signals.unhandled_keyboard_interrupt = 1; }
+
 /// Whether the program installed a Python signal handler itself: something other than what `signal` installs at start-up,
 /// and than `own_handler`, which is Gossamer's.
 /// Python: attached.
 inline bool has_program_signal_handler(const void* default_int_handler, const void* own_handler) noexcept {
     for (int number = 1; number < Py_NSIG; ++number) {
-#if PY_VERSION_HEX >= 0x030D0000
-        const void* handler = _PyRuntime.signals.handlers[number].func;
-#else
-        const void* handler = reinterpret_cast<const void*>(
-            _Py_atomic_load_relaxed(&_PyRuntime.signals.handlers[number].func));
-#endif
-        const bool is_default = handler == nullptr || handler == Py_None || handler == default_int_handler || handler == own_handler ||
+        const void* handler = signal_handler(number);
+        const bool is_default = handler == nullptr || handler == Py_None || handler == default_int_handler ||
+                                handler == own_handler ||
                                 handler == _PyRuntime.signals.default_handler ||
                                 handler == _PyRuntime.signals.ignore_handler;
         if (!is_default) {

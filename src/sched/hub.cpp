@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <csignal>
+#include <mutex>
 #include <new>
 #include <pthread.h>
 #include <unistd.h>
@@ -21,6 +22,29 @@ namespace {
 // initial-exec: one load; the accessor is not inlined, because a compiler may keep the address of a thread-local variable
 // over a call that comes back on another stack.
 thread_local Hub* hub_of_this_os_thread [[gnu::tls_model("initial-exec")]] = nullptr;
+
+/// Every hub of the process, so that identities of other carriers' virtual threads can be looked up.
+struct HubList {
+    std::mutex mutex;
+    std::vector<Hub*> hubs;  // under mutex
+};
+
+HubList& hub_list() {
+    static auto* list = new HubList;  // never destroyed: threads may outlive main()
+    return *list;
+}
+
+void add_to_list(Hub& hub) {
+    HubList& list = hub_list();
+    const std::lock_guard lock(list.mutex);
+    list.hubs.push_back(&hub);
+}
+
+void remove_from_list(Hub& hub) noexcept {
+    HubList& list = hub_list();
+    const std::lock_guard lock(list.mutex);
+    std::erase(list.hubs, &hub);
+}
 
 const void* default_int_handler = nullptr;  // borrowed from the signal module of the main interpreter, which is for ever
 
@@ -50,7 +74,8 @@ Hub::Hub(PyThreadState& tstate, VirtualThread& main)
       os_thread_exceptions_(&core::exception_globals()),
       main_(&main),
       running_(&main),
-      reactor_(std::make_unique<core::EpollReactor>()) {}
+      reactor_(std::make_unique<core::EpollReactor>()),
+      preemption_(*this) {}
 
 Hub::~Hub() = default;
 
@@ -70,13 +95,16 @@ Hub& Hub::enter() {
     Hub* hub = nullptr;
     try {
         hub = new (hub_memory) Hub(tstate, *main);
+        add_to_list(*hub);
         hub->loop_thread_ = std::make_unique<VirtualThread>(*hub);
         VirtualThread& loop = *hub->loop_thread_;
         loop.stack = hub->stacks_.acquire();
         loop.state.begin(tstate, {loop.stack.limit, loop.stack.size_bytes()}, loop.stack.chunk, loop.stack.chunk_end);
         loop.context = core::make_context(loop.stack.top, &Hub::run_loop, hub);
+        hub->preemption_.prepare();
     } catch (...) {
         if (hub != nullptr) {
+            remove_from_list(*hub);
             hub->~Hub();
         }
         ::operator delete(hub_memory);
@@ -98,8 +126,10 @@ Hub& Hub::enter() {
 
 void Hub::leave() noexcept {
     GS_ASSERT(running_ == main_ && of_this_os_thread() == this);
+    preemption_.stop();
     reclaim_finished();
     orphan_scopes(*main_);
+    remove_from_list(*this);
     set_for_this_os_thread(nullptr);
     if (main_ident_ != 0) {
         cpython::set_runs_main(true, main_ident_);
@@ -115,6 +145,33 @@ void Hub::leave() noexcept {
     delete[] main_storage;
 }
 
+std::vector<Hub*> Hub::of_interpreter(PyInterpreterState* interpreter) {
+#ifdef Py_GIL_DISABLED
+    Hub* own = current();
+    return own != nullptr && own->tstate_->interp == interpreter ? std::vector<Hub*>{own} : std::vector<Hub*>{};
+#else
+    HubList& list = hub_list();
+    const std::lock_guard lock(list.mutex);
+    std::vector<Hub*> found;
+    std::copy_if(list.hubs.begin(), list.hubs.end(), std::back_inserter(found),
+                 [interpreter](Hub* hub) { return hub->tstate_->interp == interpreter; });
+    return found;
+#endif
+}
+
+VirtualThread* Hub::find(PyInterpreterState* interpreter, unsigned long ident) {
+    VirtualThread* found = nullptr;
+    for_each(interpreter, [&](Hub& hub) {
+        for (VirtualThread* thread = hub.roster_.front(); thread != nullptr; thread = hub.roster_.next_of(*thread)) {
+            if (thread->ident_ == ident) {
+                found = thread;
+                return;
+            }
+        }
+    });
+    return found;
+}
+
 core::StackPool& Hub::stack_pool(std::size_t stack_bytes) {
     if (stack_bytes == 0 || stack_bytes == stacks_.stack_bytes()) {
         return stacks_;
@@ -123,6 +180,9 @@ core::StackPool& Hub::stack_pool(std::size_t stack_bytes) {
 }
 
 VirtualThread& Hub::spawn(const Entry& entry, std::size_t stack_bytes) {
+    if (!preemption_.was_started()) {
+        preemption_.start();
+    }
     core::Stack stack;
     try {
         stack = stack_pool((stack_bytes + 4095) & ~std::size_t{4095}).acquire();
@@ -224,8 +284,13 @@ Wake Hub::park(const WaitNote& note, core::Deadline deadline, Cancellable cancel
     self.status = ThreadStatus::kParked;
     self.is_uninterruptible = cancellable == Cancellable::kNothing;
     ++statistics_.parks;
+    // Inside a pending call of others: they must not wait for us.
+    const bool takes_mark_back = preemption_.pending_calls().give_up_mark_if_ours(*tstate_);
     switch_away();
     timers_.disarm(self);
+    if (takes_mark_back) {
+        preemption_.take_mark_back();
+    }
     return wake_reason(self, cancellable);
 }
 
@@ -254,10 +319,30 @@ Wake Hub::yield() {
     if (self.no_switch_depth > 0) {
         return Wake::kReady;  // nothing else may run, and nothing is waited for
     }
+    const bool takes_mark_back = preemption_.pending_calls().give_up_mark_if_ours(*tstate_);
     self.status = ThreadStatus::kReady;
+    ready_.append(preempted_);  // these are runnable too
     ready_.push(self);
     switch_away();
+    if (takes_mark_back) {
+        preemption_.take_mark_back();
+    }
     return self.must_cancel() ? Wake::kCancelled : Wake::kReady;
+}
+
+void Hub::preempt_running() noexcept {
+    VirtualThread& self = *running_;
+    ++statistics_.preemptions;
+    self.status = ThreadStatus::kReady;
+    preempted_.push(self);
+    switch_to(*loop_thread_);
+}
+
+void Hub::let_others_run() noexcept {
+    VirtualThread& self = *running_;
+    self.status = ThreadStatus::kReady;
+    ready_.push(self);
+    switch_to(*loop_thread_);
 }
 
 void Hub::post(VirtualThread& thread) noexcept {
@@ -299,8 +384,11 @@ void Hub::switch_to(VirtualThread& next) noexcept {
     *os_thread_exceptions_ = next.exceptions;
     if (main_ident_ != 0) {
         cpython::set_runs_main(next.is_main_, main_ident_);
-        if (next.is_main_ && cpython::is_signal_pending()) {
-            cpython::look_for_signals_again(*tstate_);
+        if (next.is_main_) {
+            if (cpython::is_signal_pending()) {
+                cpython::look_for_signals_again(*tstate_);
+            }
+            preemption_.pending_calls().signal_calls_for_main(*tstate_);
         }
     }
     next.state.restore(*tstate_);
@@ -314,13 +402,14 @@ void Hub::loop() {
     for (;;) {
         reclaim_finished();
         turns_left_ = is_shuffled_ ? 0 : kTurns;
-        if (ready_.is_empty() && shuffled_.empty()) {
+        if (ready_.is_empty() && preempted_.is_empty() && shuffled_.empty()) {
             wait_for_work();
         } else if (reactor_->waiter_count() > 0) {
             ++statistics_.polls;
             reactor_->poll();
         }
         look_after_events();
+        ready_one_preempted();
         if (VirtualThread* next = is_shuffled_ ? shuffled_ready() : ready_.pop()) {
             switch_to(*next);
         }
@@ -358,6 +447,17 @@ bool Hub::advance_virtual_clock() noexcept {
     }
     clock.monotonic = std::max(clock.monotonic, timers_.next().time());
     return true;
+}
+
+void Hub::ready_one_preempted() noexcept {
+    if (preempted_.is_empty()) {
+        return;
+    }
+    const std::uint64_t ticks = preemption_.ticks();
+    if (ready_.is_empty() || ticks - preempted_ran_at_ >= kPatience) {
+        preempted_ran_at_ = ticks;
+        ready_.push(*preempted_.pop());
+    }
 }
 
 void Hub::look_after_events() noexcept {
@@ -412,8 +512,15 @@ void Hub::wait_for_work() {
         const core::Deadline deadline = is_time_virtual ? core::Deadline::never() : timers_.next();
         ++statistics_.waits;
         reactor_->wait(
-            deadline, deadline.is_never() ? core::Nanoseconds{} : now(), mask, [] { PyEval_SaveThread(); },
-            [this] { PyEval_RestoreThread(tstate_); });
+            deadline, deadline.is_never() ? core::Nanoseconds{} : now(), mask,
+            [this] {
+                preemption_.rest();
+                PyEval_SaveThread();
+            },
+            [this] {
+                PyEval_RestoreThread(tstate_);
+                preemption_.resume();
+            });
     }
     if (main_ident_ != 0) {
         pthread_sigmask(SIG_SETMASK, &previous, nullptr);
@@ -431,7 +538,17 @@ bool Hub::is_deadlocked() noexcept {
         other = PyThreadState_Next(other);
     }
     return other == nullptr && !(main_ident_ != 0 && (cpython::is_signal_pending() ||
-                                                      cpython::has_program_signal_handler(default_int_handler, own_signal_handler)));
+                                                      cpython::has_program_signal_handler(default_int_handler,
+                                                                                          own_signal_handler)));
+}
+
+void Hub::forget_others_after_fork() {
+    HubList& list = hub_list();
+    new (&list.mutex) std::mutex;  // another thread may have held it at the fork
+    list.hubs.clear();
+    if (Hub* own = of_this_os_thread()) {
+        list.hubs.push_back(own);
+    }
 }
 
 void Hub::reset_after_fork() {
@@ -440,6 +557,8 @@ void Hub::reset_after_fork() {
     VirtualThread& self = *running_;
     ready_ = ReadyQueue{};
     shuffled_.clear();
+    preempted_ = ReadyQueue{};
+    preemption_.reset_after_fork();
     timers_ = core::TimerHeap{};
     self.index = core::Timer::kIdle;
     forget_tasks_of_scopes(self);

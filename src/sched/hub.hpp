@@ -3,7 +3,8 @@
 //
 // A virtual thread that parks continues the next ready one itself. The hub's own stack is entered when none is ready, and
 // every kTurns switches, or as soon as `attention_` is set, to look after wake-ups from other threads, timers and the
-// kernel. Waiting for the kernel is the only time that the carrier is detached from the interpreter.
+// kernel. Waiting for the kernel is the only time that the carrier is detached from the interpreter. A virtual thread that
+// was preempted (sched/preemption.hpp) waits behind the ready ones, but not for ever.
 //
 // A hub belongs to one OS thread and one thread state. Code of another interpreter that runs on the same OS thread, or of
 // an ordinary thread, sees no hub (`current` is null) and blocks as always.
@@ -20,18 +21,20 @@
 #include "core/deadline.hpp"
 #include "core/epoll_reactor.hpp"
 #include "core/mailbox.hpp"
+#include "core/relaxed_counter.hpp"
 #include "core/stack_pool.hpp"
 #include "core/timer_heap.hpp"
+#include "sched/preemption.hpp"
 #include "sched/virtual_thread.hpp"
 
 namespace gossamer::sched {
 
-/// Counts for `gossamer doctor`, tests and benchmarks. Carrier only.
+/// Counts for `gossamer doctor`, tests and benchmarks. Carrier only, but for `switches`.
 struct HubStatistics {
     std::uint64_t spawned = 0;
     std::uint64_t finished = 0;
     std::uint64_t parks = 0;
-    std::uint64_t switches = 0;
+    core::RelaxedCounter switches;
     std::uint64_t polls = 0;
     std::uint64_t waits = 0;  // polls that blocked
     std::uint64_t preemptions = 0;
@@ -105,6 +108,13 @@ public:
         }
     }
 
+    /// Parks the running virtual thread behind the ready ones; it stays runnable. Parks: yes. Thread: carrier.
+    /// Python: attached.
+    void preempt_running() noexcept;
+
+    /// Queues the running virtual thread as a ready one and enters the hub. As preempt_running.
+    void let_others_run() noexcept;
+
     /// Wakes from any thread. See VirtualThread::wake.
     void post(VirtualThread& thread) noexcept;
 
@@ -114,9 +124,29 @@ public:
     core::EpollReactor& reactor() noexcept { return *reactor_; }
     core::Nanoseconds now() const noexcept { return core::monotonic_now(); }
     core::Deadline deadline_after(core::Nanoseconds delay) const noexcept { return core::Deadline::after(now(), delay); }
-    PyThreadState& tstate() noexcept { return *tstate_; }
+    PyThreadState& tstate() const noexcept { return *tstate_; }
     bool is_main_thread_hub() const noexcept { return main_ident_ != 0; }
     const HubStatistics& statistics() const noexcept { return statistics_; }
+    Preemption& preemption() noexcept { return preemption_; }
+    bool is_on_virtual_thread() const noexcept { return running_ != loop_thread_.get(); }
+
+    /// Thread: any.
+    std::uint64_t switch_count() const noexcept { return statistics_.switches.load(); }
+
+    /// Calls `visit` for every hub of `interpreter`. In a free-threaded build only for the caller's own: the others run.
+    /// Parks: no. Thread: any. Python: attached.
+    template <typename Visit>
+    static void for_each(PyInterpreterState* interpreter, Visit visit) {
+        for (Hub* hub : of_interpreter(interpreter)) {
+            visit(*hub);
+        }
+    }
+
+    /// The live virtual thread of `interpreter` with this identity, or null. Looks at each. Python: attached.
+    static VirtualThread* find(PyInterpreterState* interpreter, unsigned long ident);
+
+    /// What pthread_self() is on the carrier.
+    unsigned long os_ident() const noexcept { return tstate_->thread_id; }
 
     /// Virtual threads that have not finished, the main one included.
     std::size_t live_count() const noexcept { return live_count_; }
@@ -124,6 +154,9 @@ public:
 
     /// A job on the OS-thread pool will wake a virtual thread of this hub: not a deadlock. Thread: carrier.
     void expect_external_wake(int change) noexcept { external_wakes_expected_ += change; }
+
+    /// In a forked child: the hubs of other OS threads do not exist here.
+    static void forget_others_after_fork();
 
     /// In a forked child: the running virtual thread is the only one left.
     void reset_after_fork();
@@ -156,9 +189,12 @@ public:
 
 private:
     static constexpr int kTurns = 61;
+    static constexpr std::uint64_t kPatience = 4;  // periods of the watchdog that a preempted one waits at most
 
     Hub(PyThreadState& tstate, VirtualThread& main);
     ~Hub();
+
+    static std::vector<Hub*> of_interpreter(PyInterpreterState* interpreter);
 
     static Hub* of_this_os_thread() noexcept;
     static void set_for_this_os_thread(Hub* hub) noexcept;
@@ -180,6 +216,7 @@ private:
     VirtualThread* next_ready() noexcept;
     VirtualThread* shuffled_ready() noexcept;
     bool advance_virtual_clock() noexcept;
+    void ready_one_preempted() noexcept;
     bool is_deadlocked() noexcept;
     Wake wake_reason(VirtualThread& self, Cancellable cancellable) noexcept;
 
@@ -193,6 +230,8 @@ private:
 
     // carrier only
     ReadyQueue ready_;
+    ReadyQueue preempted_;
+    std::uint64_t preempted_ran_at_ = 0;  // on the clock of Preemption::ticks()
     int turns_left_ = kTurns;
     core::TimerHeap timers_;
     std::unique_ptr<core::EpollReactor> reactor_;
@@ -207,6 +246,7 @@ private:
     std::uint64_t shuffle_state_ = 0;
     std::vector<VirtualThread*> shuffled_;  // ready, taken off ready_ in one go; drawn from until it is empty
     HubStatistics statistics_;
+    Preemption preemption_;
 
     // any thread, atomic
     core::Mailbox mailbox_;

@@ -58,21 +58,9 @@ private:
     std::shared_ptr<Call> call_;
 };
 
-class ExternalWakeExpected final {
-public:
-    explicit ExternalWakeExpected(Hub& hub) noexcept : hub_(hub) { hub_.expect_external_wake(+1); }
-    ExternalWakeExpected(const ExternalWakeExpected&) = delete;
-    ExternalWakeExpected& operator=(const ExternalWakeExpected&) = delete;
-    ~ExternalWakeExpected() { hub_.expect_external_wake(-1); }
-
-private:
-    Hub& hub_;
-};
-
-}  // namespace
-
-Ref call_on_pool(Hub& hub, const char* what, PyObject* (*function)(PyObject*, PyObject*, PyObject*), PyObject* module,
-                 PyObject* args, PyObject* kwargs) {
+Ref call_elsewhere(Hub& hub, const char* what, void (*submit)(std::unique_ptr<core::Job>),
+                   PyObject* (*function)(PyObject*, PyObject*, PyObject*), PyObject* module, PyObject* args,
+                   PyObject* kwargs) {
     auto call = std::make_shared<Call>();
     call->interpreter = hub.tstate().interp;
     call->function = function;
@@ -80,7 +68,7 @@ Ref call_on_pool(Hub& hub, const char* what, PyObject* (*function)(PyObject*, Py
     call->args = cpython::borrow(args);
     call->kwargs = cpython::borrow(kwargs);
     const ExternalWakeExpected expected(hub);
-    core::ThreadPool::instance().submit(std::make_unique<CallJob>(call));
+    submit(std::make_unique<CallJob>(call));
     if (!wait_until(hub, call.get(), {.what = what}, core::Deadline::never(), [&] { return call->is_done.load(); })) {
         GS_UNREACHABLE();
     }
@@ -89,6 +77,19 @@ Ref call_on_pool(Hub& hub, const char* what, PyObject* (*function)(PyObject*, Py
         throw cpython::ErrorSet{};
     }
     return std::move(call->result);
+}
+
+}  // namespace
+
+Ref call_on_pool(Hub& hub, const char* what, PyObject* (*function)(PyObject*, PyObject*, PyObject*), PyObject* module,
+                 PyObject* args, PyObject* kwargs) {
+    const auto submit = [](std::unique_ptr<core::Job> job) { core::ThreadPool::instance().submit(std::move(job)); };
+    return call_elsewhere(hub, what, submit, function, module, args, kwargs);
+}
+
+Ref call_on_own_thread(Hub& hub, const char* what, PyObject* (*function)(PyObject*, PyObject*, PyObject*),
+                       PyObject* module, PyObject* args, PyObject* kwargs) {
+    return call_elsewhere(hub, what, &core::ThreadPool::run_apart, function, module, args, kwargs);
 }
 
 }  // namespace gossamer::sched

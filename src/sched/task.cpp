@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <new>
+#include <utility>
 
 #include "core/parking_lot.hpp"
 #include "cpython/args.hpp"
@@ -39,11 +40,7 @@ void call_callbacks(TaskObject& task) {
     }
 }
 
-void finish_task(TaskObject& task, PyObject* result) {
-    Ref exception;
-    if (result == nullptr) {
-        exception = Ref::steal_or_null(PyErr_GetRaisedException());
-    }
+void finish_task(TaskObject& task, PyObject* result, Ref exception) {
     task.result = result;
     task.is_cancelled = exception && cpython::is_cancelled_error(exception.ptr());
     task.exception = Py_XNewRef(exception.ptr());
@@ -82,6 +79,19 @@ PyObject* run_if_coroutine(PyObject* object) {
     throw ErrorSet{};
 }
 
+/// Does for a spawned virtual thread what threading does for a Thread: threading.settrace() and setprofile() are asked.
+void begin_tracing(const cpython::ModuleState& state) {
+    const std::pair<PyObject*, const char*> hooks[] = {{state.trace_hook_name, "settrace"},
+                                                       {state.profile_hook_name, "setprofile"}};
+    for (const auto& [name, setter] : hooks) {
+        PyObject* hook = PyDict_GetItemWithError(state.threading_names, name);
+        if (hook != nullptr && hook != Py_None) {
+            const Ref kept = cpython::borrow(hook);
+            steal(PyObject_CallOneArg(PySys_GetObject(setter), kept.ptr()));
+        }
+    }
+}
+
 void run_task(VirtualThread& thread, void* argument) {
     auto& task = *static_cast<TaskObject*>(argument);
     const Ref keep_alive = Ref::steal_or_null(as_object(task));  // the reference that the virtual thread owned
@@ -92,13 +102,19 @@ void run_task(VirtualThread& thread, void* argument) {
         // Cancelled before it began: never called. The exception is made the same way as at a park.
         guarded(0, [&]() -> int { raise_wake(thread.hub(), Wake::kCancelled); });
     } else {
-        result = run_if_coroutine(PyObject_Call(task.callable, args, kwargs));
+        result = guarded<PyObject*>(nullptr, [&] {
+            begin_tracing(cpython::state_of_defining_class(Py_TYPE(&task.ob_base)));
+            return run_if_coroutine(PyObject_Call(task.callable, args, kwargs));
+        });
     }
-    // Let go before the task counts as ended: a finaliser that this runs belongs to the task.
+    Ref exception = Ref::steal_or_null(result == nullptr ? PyErr_GetRaisedException() : nullptr);
+    // Let go before the task counts as ended: a finaliser that this runs belongs to the task, as the death of its
+    // thread-local data does.
     Py_DECREF(std::exchange(task.callable, nullptr));
     Py_DECREF(args);
     Py_XDECREF(kwargs);
-    finish_task(task, result);
+    cpython::FiberState::clear_thread_data(thread.hub().tstate());
+    finish_task(task, result, std::move(exception));
     thread.object = nullptr;
 }
 
@@ -342,6 +358,8 @@ PyMethodDef methods[] = {
     {"done", task_done, METH_NOARGS, PyDoc_STR("done($self, /)\n--\n\nReturn whether the task has ended.")},
     {"cancelled", task_cancelled, METH_NOARGS,
      PyDoc_STR("cancelled($self, /)\n--\n\nReturn whether the task ended by cancellation.")},
+    {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS,
+     PyDoc_STR("__class_getitem__($type, item, /)\n--\n\nTask[int]: the type of a task whose result is an int.")},
     {}};
 
 PyGetSetDef properties[] = {

@@ -56,7 +56,7 @@ void VirtualThread::reset_for_next_tenant() noexcept {
     shield_depth = no_switch_depth = 0;
     wait_note = {};
     object = nullptr;
-    end_lock = nullptr;
+    end_marker = nullptr;
 }
 
 }  // namespace gossamer::sched

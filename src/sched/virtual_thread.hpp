@@ -30,6 +30,12 @@ namespace gossamer::sched {
 class Hub;
 class VirtualThread;
 
+/// A call that a virtual thread is inside of, on its own stack: of a method whose object takes a lock that OS threads own.
+struct OwningCall {
+    const void* object;
+    const OwningCall* outer;
+};
+
 /// How a wait ended. kReady may be spurious: look again.
 enum class Wake : std::uint8_t {
     kReady,
@@ -113,7 +119,8 @@ public:
     core::Nanoseconds born{};
     Entry entry;
     PyObject* object = nullptr;       // borrowed: the Task, or null
-    PyObject* end_lock = nullptr;     // owned: released at the end (threading's tstate lock of 3.12)
+    PyObject* end_marker = nullptr;   // owned: what threading's joiners wait for (a lock in 3.12, a handle from 3.13 on)
+    const OwningCall* owning_call = nullptr;  // the innermost
     core::Stack stack;
 
 private:

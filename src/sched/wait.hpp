@@ -9,7 +9,10 @@
 #include "cpython/api.hpp"
 
 #include <cerrno>
+#include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <utility>
 
 #include "core/epoll_reactor.hpp"
@@ -105,10 +108,54 @@ template <typename IsOver>
     }
 }
 
-/// Waits for readiness of `fd`, or for an edge of it. Returns false when `deadline` passed. What epoll cannot wait for
-/// (EPERM: a regular file) is always ready. Throws ErrorSet; OSError with EBADF and the like.
+/// Waits for readiness of `fd`, or for an edge of it. Returns kReady, kTimedOut, kFailed, or kCancelled with the
+/// cancellation still pending: a caller that has done a part of its work may leave it so. What epoll cannot wait for
+/// (EPERM: a regular file) is always ready. Throws ErrorSet: OSError, with EBADF also when the descriptor was closed.
+[[nodiscard]] Wake try_wait_for_fd(Hub& hub, int fd, const void* owner, core::Interest interest, const char* what,
+                                   core::Deadline deadline);
+
+/// The same, but raises. Returns false when `deadline` passed.
 [[nodiscard]] bool wait_for_fd(Hub& hub, int fd, const void* owner, core::Interest interest, const char* what,
                                core::Deadline deadline);
+
+/// One descriptor of a wait for several; `events` are bits of core::Interest.
+struct FdInterest {
+    int fd;
+    std::uint32_t events;
+};
+
+/// A wait for any of several descriptors, in turns: look whether the wait is over, wait(), look again. What is ready when
+/// the wait begins ends the first turn; later turns end by a change alone, so a descriptor that is ready in a way which the
+/// caller does not count does not make it spin. What epoll cannot wait for (EPERM) never changes.
+class AnyFdWait final {
+public:
+    /// Throws std::bad_alloc. `interests` is read here only.
+    AnyFdWait(Hub& hub, const WaitNote& note, std::span<const FdInterest> interests);
+    AnyFdWait(const AnyFdWait&) = delete;
+    AnyFdWait& operator=(const AnyFdWait&) = delete;
+    ~AnyFdWait();
+
+    /// Returns false when `deadline` passed. Throws ErrorSet. Parks: yes. Thread: carrier. Python: attached.
+    [[nodiscard]] bool wait(core::Deadline deadline);
+
+private:
+    struct Item {
+        core::FdWaiter waiter;
+        core::FdEntry* entry;
+        int fd;
+    };
+    static constexpr std::size_t kFew = 8;
+
+    std::span<Item> items() noexcept { return {items_, count_}; }
+    bool take_edges() noexcept;
+
+    Hub& hub_;
+    const WaitNote note_;
+    alignas(Item) std::byte few_[kFew * sizeof(Item)];
+    std::unique_ptr<std::byte[]> many_;
+    Item* items_;
+    std::size_t count_ = 0;
+};
 
 /// Parks until `deadline`. Throws ErrorSet.
 void sleep_until(Hub& hub, core::Deadline deadline);

@@ -132,7 +132,7 @@ def test_get_that_cannot_says_how_to_get_it_by_hand(make_python: MakeProgram, mo
     monkeypatch.setattr(interpreters, "_install_on_host", lambda tag: None)
     make_python("python3.12", has_headers=False)
 
-    with pytest.raises(deb.ToolError, match="(?s)python3.12 has no headers.*pyenv install 3.12"):
+    with pytest.raises(deb.ToolError, match=r"(?s)python3\.12 has no headers.*pyenv install 3\.12"):
         interpreters.get(TAGS["3.12"])
 
 

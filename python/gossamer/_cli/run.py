@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """``gossamer run``: a program as ``python`` would run it, on virtual threads.
 
-The program gets the `__main__` module, `sys.argv` and `sys.path` that it would have had; tracebacks begin in the program.
-The end of the program is the interpreter's own: `threading._shutdown` joins the threads, atexit handlers run, and the last
-of them ends Gossamer.
+The program gets the `__main__` module, `sys.argv` and `sys.path` that it would have had; tracebacks begin in the
+program. The end of the program is the interpreter's own: `threading._shutdown` joins the threads, atexit handlers run,
+and the last of them ends Gossamer.
 """
 
 from __future__ import annotations
 
 import builtins
+import importlib.machinery
 import io
+import linecache
 import os
 import runpy
 import sys
@@ -23,14 +25,23 @@ from gossamer._cli.start import RunOptions, start
 def run_program(options: RunOptions) -> NoReturn:
     """Run the program and end the process with its exit code."""
     start(options, leave)
-    code = 0
+    failure: BaseException | None = None
     try:
         _execute(options)
-    except SystemExit as error:
-        sys.exit(error.code)
     except BaseException as error:
-        code = _report(error)
-    sys.exit(code)
+        failure = error
+    if failure is None:
+        sys.exit(0)
+    if isinstance(failure, SystemExit):
+        sys.exit(failure.code)
+    # Outside the handler, or what sys.excepthook raises would have the program's error as its context.
+    _report(failure)
+    if isinstance(failure, KeyboardInterrupt):
+        # Told once. Raised once more, for the interpreter to end the process by SIGINT when it is finalized.
+        sys.excepthook = lambda *_: None
+        options.is_interrupted = True
+        raise failure
+    sys.exit(1)
 
 
 def _execute(options: RunOptions) -> None:
@@ -42,7 +53,11 @@ def _execute(options: RunOptions) -> None:
     if options.kind == "-c":
         sys.argv[:] = ["-c", *options.arguments]
         sys.path[0] = ""
-        _execute_code(compile(options.program, "<string>", "exec"), None)
+        code = compile(options.program, "<string>", "exec")
+        if sys.version_info >= (3, 13):  # tracebacks show the lines
+            key = code if hasattr(linecache, "_interactive_cache") else "<string>"  # the key of the first releases
+            linecache._register_code(key, options.program, "<string>")  # type: ignore[attr-defined]
+        _execute_code(code, None)
         return
     sys.argv[:] = [options.program, *options.arguments]
     if os.path.isdir(options.program) or options.program.endswith((".zip", ".pyz")):
@@ -64,21 +79,20 @@ def _execute_code(code: types.CodeType, path: str | None) -> None:
     module.__builtins__ = builtins  # type: ignore[attr-defined]
     if path is not None:
         module.__file__ = path
+        module.__cached__ = None  # type: ignore[attr-defined]
+        module.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
+    else:
+        module.__loader__ = importlib.machinery.BuiltinImporter
     sys.modules["__main__"] = module
     exec(code, module.__dict__)
 
 
-def _report(error: BaseException) -> int:
-    """Print the traceback as the interpreter does, without our own frames; return the exit code."""
+def _report(error: BaseException) -> None:
+    """Print the traceback as the interpreter does, without our own frames."""
     trace = error.__traceback__
-    while trace is not None and (
-        trace.tb_frame.f_code.co_filename.startswith(os.path.dirname(__file__))
-        or trace.tb_frame.f_code.co_filename == "<frozen runpy>"
-    ):
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(os.path.dirname(__file__)):
         trace = trace.tb_next
-    error = error.with_traceback(trace)
-    sys.excepthook(type(error), error, trace)
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
+    _core.report_uncaught(error.with_traceback(trace))
 
 
 def leave(options: RunOptions) -> None:
@@ -89,6 +103,8 @@ def leave(options: RunOptions) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
+    if options.is_interrupted:
+        _core.end_by_interrupt()
 
 
 def _write_statistics() -> None:

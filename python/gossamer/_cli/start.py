@@ -31,6 +31,7 @@ class RunOptions:
         self.lost_errors = "exit"
         self.exit_grace = 5.0
         self.inherit = True
+        self.is_interrupted = False  # the program ended by an uncaught KeyboardInterrupt
 
     def to_environment(self) -> str:
         """The value of the variable for children; they never fail for lost errors."""

@@ -10,20 +10,35 @@
 namespace gossamer::interpose {
 
 void install() {
-    // Threads of free-threaded builds, and of interpreters with a GIL of their own, may come here at once. Planning runs
-    // Python code under the mutex; none of it comes back here.
+    // Several threads may come here at once. Planning runs Python code under the mutex, and the GIL may change hands
+    // meanwhile: whoever waits for the mutex must be detached. None of that code comes back here.
     static std::mutex mutex;
     static bool is_planned = false;
-    const std::lock_guard lock(mutex);
+    std::unique_lock lock(mutex, std::try_to_lock);
+    if (!lock) {
+        PyThreadState* tstate = PyEval_SaveThread();
+        lock.lock();
+        PyEval_RestoreThread(tstate);
+    }
     adopt_socket_type();
+    adopt_buffered_types();
     if (!is_planned) {
         plan_time();
         plan_thread();
         plan_queue();
+        plan_sys();
+        plan_async_exception();
         plan_socket();
         plan_name_resolution();
+        plan_select();
+        plan_os();
+        plan_file_io();
+        plan_buffered_io();
+        plan_input();
         is_planned = true;
     }
+    adopt_ctypes_if_loaded();
+    adopt_thread_ends();
     if (!is_installed()) {
         install_planned();
     }

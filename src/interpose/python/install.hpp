@@ -10,11 +10,25 @@ namespace gossamer::interpose {
 void plan_time();
 void plan_thread();
 void plan_queue();
+void plan_sys();
+void plan_async_exception();
 void plan_socket();
 void plan_name_resolution();
+void plan_select();
+void plan_os();
+void plan_file_io();
+void plan_buffered_io();
+void plan_input();
 
 /// The part that is not shared by interpreters: each has a _socket.socket type, and a descriptor of its `__init__`.
 void adopt_socket_type();
+/// The same: `_ctypes.CFuncPtr` and its subclasses, if the module is loaded.
+void adopt_ctypes_if_loaded();
+/// The same: OS threads that run already (3.12).
+void adopt_thread_ends();
+
+/// The same for the `__next__` of the buffered files.
+void adopt_buffered_types();
 
 /// Swaps the tables, which serve every interpreter, unless they are swapped already, and adopts what this interpreter has of
 /// its own. Throws ErrorSet. Python: attached.

@@ -52,6 +52,17 @@ wrapperfunc_kwds original_init_wrapper = nullptr;
 /// The running hub if the socket's method would wait, else null: the original is called then.
 Hub* hub_for(PyObject* self) noexcept { return words_of_socket(self).waits() ? Hub::current() : nullptr; }
 
+/// Whether a blocking socket's call with these flags fails with EAGAIN instead of waiting: the original is called then.
+bool never_waits(PyObject* self, long flags) noexcept {
+    return words_of_socket(self).is_blocking() && (flags & (MSG_DONTWAIT | MSG_ERRQUEUE)) != 0;
+}
+
+/// Whether a read goes on until its buffer is full, as recv(2) says of MSG_WAITALL for a blocking stream.
+bool reads_all(PyObject* self, int flags) noexcept {
+    return words_of_socket(self).is_blocking() && words_of_socket(self).type == SOCK_STREAM &&
+           (flags & (MSG_WAITALL | MSG_PEEK | MSG_OOB)) == MSG_WAITALL;
+}
+
 [[noreturn]] void raise_socket_error(PyObject* self, int error) {
     errno = error;
     words_of_socket(self).error_handler();
@@ -98,7 +109,8 @@ ssize_t read_with(Hub& hub, PyObject* self, const char* what, std::size_t wanted
             raise_socket_error(self, EBADF);
         }
         core::FdEntry& entry = hub.reactor().entry(words.fd, self);
-        if (entry.may_be_readable) {
+        // With flags, what is read may be something else than the stream that is known to be drained.
+        if (entry.may_be_readable || flags != 0) {
             const ssize_t size = attempt(words.fd);
             if (size >= 0) {
                 // Drained: the next read would say EAGAIN, so it waits for the next edge at once.
@@ -121,6 +133,21 @@ ssize_t read_with(Hub& hub, PyObject* self, const char* what, std::size_t wanted
     }
 }
 
+/// Reads until `size` bytes are there or the stream ends. Returns how many came.
+std::size_t read_all(Hub& hub, PyObject* self, const char* what, char* into, std::size_t size, int flags) {
+    std::size_t done = 0;
+    while (done < size) {
+        const ssize_t got = read_with(hub, self, what, size - done, flags, [&](int fd) {
+            return ::recv(fd, into + done, size - done, flags | MSG_DONTWAIT);
+        });
+        if (got == 0) {
+            break;
+        }
+        done += static_cast<std::size_t>(got);
+    }
+    return done;
+}
+
 /// Sends once, as much as the kernel takes.
 ssize_t send_once(PyObject* self, Patience& patience, const char* from, std::size_t size, int flags) {
     for (;;) {
@@ -134,7 +161,7 @@ ssize_t send_once(PyObject* self, Patience& patience, const char* from, std::siz
         }
         if (errno == EINTR) {
             cpython::check(PyErr_CheckSignals());
-        } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+        } else if ((errno == EAGAIN || errno == EWOULDBLOCK) && !never_waits(self, flags)) {
             patience.wait();
         } else {
             raise_socket_error(self, errno);
@@ -171,6 +198,17 @@ PyObject* recv(PyObject* self, PyObject* args) {
         }
         if (wanted < 0) {
             cpython::raise(PyExc_ValueError, "negative buffersize in recv");
+        }
+        if (never_waits(self, flags)) {
+            return original_recv(self, args);
+        }
+        if (reads_all(self, flags)) {
+            Ref whole = steal(PyBytes_FromStringAndSize(nullptr, wanted));
+            const std::size_t got = read_all(*hub, self, "socket.recv", PyBytes_AS_STRING(whole.ptr()),
+                                             static_cast<std::size_t>(wanted), flags);
+            PyObject* result = whole.release();
+            _PyBytes_Resize(&result, static_cast<Py_ssize_t>(got));
+            return result;
         }
         PyObject* bytes = nullptr;
         const auto attempt = [&](int fd) -> ssize_t {
@@ -213,7 +251,13 @@ PyObject* recv_into(PyObject* self, PyObject* args, PyObject* kwargs) {
         if (buffer.view.len < wanted) {
             cpython::raise(PyExc_ValueError, "buffer too small for requested bytes");
         }
+        if (never_waits(self, flags)) {
+            return as<KeywordFunction>(original_recv_into)(self, args, kwargs);
+        }
         const std::size_t size = wanted == 0 ? buffer.size() : static_cast<std::size_t>(wanted);
+        if (reads_all(self, flags)) {
+            return PyLong_FromSize_t(read_all(*hub, self, "socket.recv_into", buffer.bytes(), size, flags));
+        }
         return PyLong_FromSsize_t(read_with(*hub, self, "socket.recv_into", size, flags, [&](int fd) {
             return ::recv(fd, buffer.bytes(), size, flags | MSG_DONTWAIT);
         }));
@@ -287,12 +331,12 @@ PyObject* sendall_fast(PyObject* self, PyObject* const* args, Py_ssize_t count) 
 
 /// Runs `original_call(shadow)` until it does not raise BlockingIOError, parking between.
 template <typename Call>
-PyObject* retried(Hub& hub, PyObject* self, Interest interest, const char* what, Call original_call) {
+PyObject* retried(Hub& hub, PyObject* self, Interest interest, const char* what, long flags, Call original_call) {
     Patience patience(hub, self, interest, what);
     for (;;) {
         core::FdEntry* entry =
             words_of_socket(self).fd < 0 ? nullptr : &hub.reactor().entry(words_of_socket(self).fd, self);
-        if (entry == nullptr || interest != Interest::kRead || entry->may_be_readable) {
+        if (entry == nullptr || interest != Interest::kRead || entry->may_be_readable || flags != 0) {
             NonBlockingShadow shadow(self);
             PyObject* result = original_call(shadow.object());
             if (result != nullptr || !PyErr_ExceptionMatches(PyExc_BlockingIOError)) {
@@ -307,6 +351,15 @@ PyObject* retried(Hub& hub, PyObject* self, Interest interest, const char* what,
     }
 }
 
+/// The flags at `index` of `args`; 0 when left out. Throws ErrorSet.
+long flags_at(PyObject* args, Py_ssize_t index) {
+    const long flags = index < PyTuple_GET_SIZE(args) ? PyLong_AsLong(PyTuple_GET_ITEM(args, index)) : 0;
+    if (flags == -1 && PyErr_Occurred()) {
+        throw ErrorSet{};
+    }
+    return flags;
+}
+
 /// `args` with MSG_DONTWAIT added to the flags at `index`, which are 0 when left out; what lies between gets `fillers`.
 Ref with_dontwait(PyObject* args, Py_ssize_t index, std::initializer_list<PyObject*> fillers) {
     const Py_ssize_t given = PyTuple_GET_SIZE(args);
@@ -315,14 +368,7 @@ Ref with_dontwait(PyObject* args, Py_ssize_t index, std::initializer_list<PyObje
     for (Py_ssize_t position = 0; position < size; ++position) {
         PyObject* item = nullptr;
         if (position == index) {
-            long flags = 0;
-            if (position < given) {
-                flags = PyLong_AsLong(PyTuple_GET_ITEM(args, position));
-                if (flags == -1 && PyErr_Occurred()) {
-                    throw ErrorSet{};
-                }
-            }
-            item = steal(PyLong_FromLong(flags | MSG_DONTWAIT)).release();
+            item = steal(PyLong_FromLong(flags_at(args, index) | MSG_DONTWAIT)).release();
         } else if (position < given) {
             item = Py_NewRef(PyTuple_GET_ITEM(args, position));
         } else {
@@ -341,9 +387,13 @@ PyObject* read_by_original(PyCFunction original, const char* what, PyObject* sel
         return original(self, args);
     }
     return guarded<PyObject*>(nullptr, [&] {
+        const long flags = flags_at(args, flags_index);
+        if (never_waits(self, flags)) {
+            return original(self, args);
+        }
         const Ref zero = steal(PyLong_FromLong(0));
         const Ref arguments = with_dontwait(args, flags_index, {zero.ptr(), zero.ptr()});
-        return retried(*hub, self, Interest::kRead, what,
+        return retried(*hub, self, Interest::kRead, what, flags,
                        [&](PyObject* shadow) { return original(shadow, arguments.ptr()); });
     });
 }
@@ -372,8 +422,11 @@ PyObject* recvfrom_into(PyObject* self, PyObject* args, PyObject* kwargs) {
                                          &wanted, &flags)) {
             throw ErrorSet{};
         }
+        if (never_waits(self, flags)) {
+            return as<KeywordFunction>(original_recvfrom_into)(self, args, kwargs);
+        }
         const Ref arguments = steal(Py_BuildValue("(Oni)", buffer, wanted, flags | MSG_DONTWAIT));
-        return retried(*hub, self, Interest::kRead, "socket.recvfrom_into", [&](PyObject* shadow) {
+        return retried(*hub, self, Interest::kRead, "socket.recvfrom_into", flags, [&](PyObject* shadow) {
             return as<KeywordFunction>(original_recvfrom_into)(shadow, arguments.ptr(), nullptr);
         });
     });
@@ -387,15 +440,14 @@ PyObject* sendto(PyObject* self, PyObject* args) {
     }
     return guarded<PyObject*>(nullptr, [&] {
         PyObject* address = PyTuple_GET_ITEM(args, count - 1);
+        const long bits = count == 3 ? flags_at(args, 1) : 0;
         const Ref resolved = resolve_address(*hub, words_of_socket(self).family, words_of_socket(self).type, address);
-        PyObject* flags = count == 3 ? PyTuple_GET_ITEM(args, 1) : nullptr;
-        const long bits = flags == nullptr ? 0 : PyLong_AsLong(flags);
-        if (bits == -1 && PyErr_Occurred()) {
-            throw ErrorSet{};
-        }
         const Ref arguments =
             steal(Py_BuildValue("(OlO)", PyTuple_GET_ITEM(args, 0), bits | MSG_DONTWAIT, resolved.ptr()));
-        return retried(*hub, self, Interest::kWrite, "socket.sendto",
+        if (never_waits(self, bits)) {
+            return original_sendto(self, arguments.ptr());
+        }
+        return retried(*hub, self, Interest::kWrite, "socket.sendto", bits,
                        [&](PyObject* shadow) { return original_sendto(shadow, arguments.ptr()); });
     });
 }
@@ -412,9 +464,13 @@ PyObject* sendmsg(PyObject* self, PyObject* args) {
         return call_original_sendmsg(self, args);
     }
     return guarded<PyObject*>(nullptr, [&] {
+        const long flags = flags_at(args, 2);
+        if (never_waits(self, flags)) {
+            return call_original_sendmsg(self, args);
+        }
         const Ref empty = steal(PyTuple_New(0));
         const Ref arguments = with_dontwait(args, 2, {empty.ptr(), empty.ptr()});
-        return retried(*hub, self, Interest::kWrite, "socket.sendmsg",
+        return retried(*hub, self, Interest::kWrite, "socket.sendmsg", flags,
                        [&](PyObject* shadow) { return call_original_sendmsg(shadow, arguments.ptr()); });
     });
 }
@@ -464,7 +520,7 @@ PyObject* accept(PyObject* self, PyObject* unused) {
         if (words.is_blocking() && words.fd >= 0 && !hub->reactor().entry(words.fd, self).is_registered) {
             make_non_blocking(words.fd);
         }
-        PyObject* result = retried(*hub, self, Interest::kRead, "socket.accept",
+        PyObject* result = retried(*hub, self, Interest::kRead, "socket.accept", 0,
                                    [&](PyObject* shadow) { return original_accept(shadow, unused); });
         if (result != nullptr) {
             const long fd = PyLong_AsLong(PyTuple_GET_ITEM(result, 0));

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// The functions of the `_thread` module: identity, starting, ending, counting.
+// The functions of the `_thread` module that start threads and wait for their end.
 #include "cpython/api.hpp"
 
 #include <atomic>
 #include <memory>
 
 #include "core/parking_lot.hpp"
+#include "cpython/exceptions.hpp"
 #include "cpython/ref.hpp"
 #include "interpose/python/install.hpp"
 #include "interpose/python/method_table.hpp"
 #include "interpose/python/thread_parts.hpp"
+#include "sched/offload.hpp"
 #include "sched/wait.hpp"
 
 #if PY_VERSION_HEX < 0x030D0000
@@ -26,12 +28,9 @@ using sched::VirtualThread;
 
 namespace {
 
-PyCFunction original_get_ident = nullptr;
-PyCFunction original_count = nullptr;
 PyCFunction original_start_new_thread = nullptr;
 PyCFunction original_start_new = nullptr;
 PyCFunction original_start_joinable_thread = nullptr;
-PyCFunction original_set_sentinel = nullptr;
 PyCFunction original_shutdown = nullptr;
 PyCFunction original_main_ident = nullptr;
 PyCFunction original_excepthook = nullptr;
@@ -44,7 +43,6 @@ struct Start {
     Ref function;
     Ref args;
     Ref kwargs;
-    Ref handle;  // _ThreadHandle, or null
 };
 
 void report_unraisable(PyObject* function) {
@@ -55,19 +53,9 @@ void report_unraisable(PyObject* function) {
 #endif
 }
 
-/// Ends what 3.12's threading waits for: the lock that _set_sentinel() made for this thread.
-void release_end_lock(VirtualThread& thread) noexcept {
-    const Ref lock = Ref::steal_or_null(std::exchange(thread.end_lock, nullptr));
-    if (!lock) {
-        return;
-    }
-    const Ref is_locked = Ref::steal_or_null(PyObject_CallMethod(lock.ptr(), "locked", nullptr));
-    const Ref released = is_locked.ptr() == Py_True
-                             ? Ref::steal_or_null(PyObject_CallMethod(lock.ptr(), "release", nullptr))
-                             : cpython::borrow(Py_None);
-    if (!is_locked || !released) {
-        PyErr_WriteUnraisable(lock.ptr());
-    }
+/// Whether `exception` is the cancellation that the end of the program sent to the threads that were left.
+bool is_end_of_program(Hub& hub, PyObject* exception) noexcept {
+    return hub.is_closing && cpython::is_cancelled_error(exception);
 }
 
 void run_started(VirtualThread& thread, void* argument) {
@@ -75,9 +63,10 @@ void run_started(VirtualThread& thread, void* argument) {
     const Ref result = Ref::steal_or_null(
         PyObject_Call(start->function.ptr(), start->args.ptr(), start->kwargs.ptr()));
     if (!result) {
-        if (PyErr_ExceptionMatches(PyExc_SystemExit)) {
-            PyErr_Clear();  // ends the thread alone, as in _threadmodule.c
-        } else {
+        const Ref error = Ref::steal_or_null(PyErr_GetRaisedException());
+        // SystemExit ends the thread alone, as in _threadmodule.c.
+        if (!PyErr_GivenExceptionMatches(error.ptr(), PyExc_SystemExit) && !is_end_of_program(thread.hub(), error.ptr())) {
+            PyErr_SetRaisedException(Py_NewRef(error.ptr()));
             report_unraisable(start->function.ptr());
         }
     }
@@ -86,10 +75,7 @@ void run_started(VirtualThread& thread, void* argument) {
     start->kwargs.reset();
     // Thread-local data dies before the thread counts as ended, as an OS thread's does.
     cpython::FiberState::clear_thread_data(thread.hub().tstate());
-    release_end_lock(thread);
-    if (start->handle) {
-        finish_handle(start->handle.ptr());
-    }
+    finish_thread(thread);
     core::ParkingLot::instance().unpark_all(&thread.hub());  // join_non_daemons
 }
 
@@ -97,12 +83,14 @@ VirtualThread& start_virtual(Hub& hub, Ref function, Ref args, Ref kwargs, Ref h
     if (hub.is_closing) {
         cpython::raise(PyExc_RuntimeError, "can't create new thread at interpreter shutdown");
     }
-    auto start = std::make_unique<Start>(
-        Start{std::move(function), std::move(args), std::move(kwargs), std::move(handle)});
+    auto start = std::make_unique<Start>(Start{std::move(function), std::move(args), std::move(kwargs)});
+    if (handle && !is_startable(handle.ptr())) {
+        cpython::raise(PyExc_RuntimeError, "thread already started");
+    }
     VirtualThread& thread = hub.spawn({.run = &run_started, .argument = start.get()}, hub.thread_stack_bytes);
     thread.is_daemon = is_daemon;
-    if (start->handle) {
-        start_handle(start->handle.ptr(), thread.ident());
+    if (handle) {
+        start_handle(handle.ptr(), thread);
     }
     start.release();
     return thread;
@@ -179,34 +167,6 @@ PyObject* start_joinable_thread(PyObject* module, PyObject* args, PyObject* kwar
     });
 }
 
-PyObject* get_ident(PyObject* module, PyObject* unused) {
-    Hub* hub = Hub::current();
-    return hub == nullptr ? original_get_ident(module, unused) : PyLong_FromUnsignedLong(hub->running().ident());
-}
-
-PyObject* count(PyObject* module, PyObject* unused) {
-    Hub* hub = Hub::current();
-    PyObject* os_threads = original_count(module, unused);
-    if (hub == nullptr || os_threads == nullptr) {
-        return os_threads;
-    }
-    const long total = PyLong_AsLong(os_threads) + static_cast<long>(hub->live_count()) - 1;
-    Py_DECREF(os_threads);
-    return PyLong_FromLong(total);
-}
-
-PyObject* set_sentinel(PyObject* module, PyObject* unused) {
-    Hub* hub = Hub::current();
-    if (hub == nullptr || &hub->running() == &hub->main()) {
-        return original_set_sentinel(module, unused);
-    }
-    return guarded<PyObject*>(nullptr, [&] {
-        Ref lock = steal(PyObject_CallMethod(module, "allocate_lock", nullptr));
-        const Ref old = Ref::steal_or_null(std::exchange(hub->running().end_lock, Py_NewRef(lock.ptr())));
-        return lock.release();
-    });
-}
-
 PyObject* main_ident(PyObject* module, PyObject* unused) {
     Hub* hub = Hub::current();
     if (hub == nullptr || !hub->is_main_thread_hub()) {
@@ -215,10 +175,25 @@ PyObject* main_ident(PyObject* module, PyObject* unused) {
     return PyLong_FromUnsignedLong(hub->main().ident());
 }
 
+bool has_os_threads(const Hub& hub) noexcept {
+    PyThreadState* other = PyInterpreterState_ThreadHead(hub.tstate().interp);
+    while (other == &hub.tstate()) {
+        other = PyThreadState_Next(other);
+    }
+    return other != nullptr;
+}
+
+PyObject* call_original_shutdown(PyObject* module, PyObject*, PyObject*) { return original_shutdown(module, nullptr); }
+
 PyObject* shutdown(PyObject* module, PyObject* unused) {
-    if (Hub::current() != nullptr) {
-        const bool joined = guarded(false, [] {
+    if (Hub* hub = Hub::current()) {
+        const bool joined = guarded(false, [&] {
             join_non_daemons();
+            if (has_os_threads(*hub)) {
+                // The original blocks in C until they end; virtual threads go on meanwhile.
+                const Ref result = sched::call_on_own_thread(*hub, "the end of OS threads", call_original_shutdown, module,
+                                                             nullptr, nullptr);
+            }
             return true;
         });
         if (!joined) {
@@ -230,7 +205,13 @@ PyObject* shutdown(PyObject* module, PyObject* unused) {
 }
 
 PyObject* excepthook(PyObject* module, PyObject* args) {
-    PyObject* type = PyTuple_Check(args) && PyTuple_GET_SIZE(args) > 0 ? PyTuple_GET_ITEM(args, 0) : nullptr;
+    // threading.ExceptHookArgs: exc_type, exc_value, exc_traceback, thread.
+    const bool is_known = PyTuple_Check(args) && PyTuple_GET_SIZE(args) > 1;
+    PyObject* type = is_known ? PyTuple_GET_ITEM(args, 0) : nullptr;
+    Hub* hub = Hub::current();
+    if (hub != nullptr && is_known && is_end_of_program(*hub, PyTuple_GET_ITEM(args, 1))) {
+        Py_RETURN_NONE;
+    }
     if (type != PyExc_SystemExit) {
         error_was_lost = true;
     }
@@ -272,14 +253,12 @@ void join_non_daemons() {
 void plan_thread() {
     const Ref module = steal(PyImport_ImportModule("_thread"));
     plan_locks(module.ptr());
-    const Replacement idents[] = {{METH_NOARGS, get_ident}};
-    const Replacement counts[] = {{METH_NOARGS, count}};
+    plan_thread_identity(module.ptr());
+    plan_thread_end(module.ptr());
     const Replacement starts[] = {{METH_VARARGS, start_new_thread}};
     const Replacement old_starts[] = {{METH_VARARGS, start_new}};
     const Replacement hooks[] = {{METH_O, excepthook}};
     const Replacement interrupts[] = {{METH_VARARGS, interrupt_main}};
-    plan_swap(module.ptr(), "get_ident", idents, original_get_ident);
-    plan_swap(module.ptr(), "_count", counts, original_count);
     plan_swap(module.ptr(), "start_new_thread", starts, original_start_new_thread);
     plan_swap(module.ptr(), "start_new", old_starts, original_start_new, true);
     plan_swap(module.ptr(), "_excepthook", hooks, original_excepthook);
@@ -288,13 +267,9 @@ void plan_thread() {
         const Replacement joinables[] = {{METH_VARARGS | METH_KEYWORDS, as_c_function(start_joinable_thread)}};
         const Replacement shutdowns[] = {{METH_NOARGS, shutdown}};
         const Replacement mains[] = {{METH_NOARGS, main_ident}};
-        plan_thread_handles(module.ptr());
         plan_swap(module.ptr(), "start_joinable_thread", joinables, original_start_joinable_thread);
         plan_swap(module.ptr(), "_shutdown", shutdowns, original_shutdown);
         plan_swap(module.ptr(), "_get_main_thread_ident", mains, original_main_ident);
-    } else {
-        const Replacement sentinels[] = {{METH_NOARGS, set_sentinel}};
-        plan_swap(module.ptr(), "_set_sentinel", sentinels, original_set_sentinel);
     }
 }
 

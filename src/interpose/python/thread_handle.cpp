@@ -3,14 +3,26 @@
 // behind it". Everything but join() is then the original's; when the virtual thread ends the original `_set_done` marks
 // it, which also wakes OS threads that join. The words' place is checked at start-up against a handle made by
 // `_make_thread_handle`. Source: ThreadHandle in Modules/_threadmodule.c.
+//
+// The end of an OS thread is told by the interpreter in C, where nobody can listen but by joining. So a virtual thread
+// that joins one has a helper OS thread join it, one a handle however many wait, and parks.
 #include "cpython/api.hpp"
 
+#if PY_VERSION_HEX >= 0x030D0000
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+
 #include "core/parking_lot.hpp"
+#include "core/thread_pool.hpp"
 #include "cpython/args.hpp"
 #include "cpython/ref.hpp"
 #include "interpose/python/install.hpp"
 #include "interpose/python/method_table.hpp"
 #include "interpose/python/thread_parts.hpp"
+#include "sched/offload.hpp"
 #include "sched/wait.hpp"
 
 namespace gossamer::interpose {
@@ -32,6 +44,9 @@ struct HandleWords {
     unsigned long os_handle;
     int has_os_handle;
     int state;
+    unsigned char mutex;
+    unsigned char is_exiting;  // the event that join() waits for
+    unsigned char once;        // join() and _set_done() do their work once
 };
 struct HandleObject {
     PyObject ob_base;
@@ -42,6 +57,58 @@ int not_started = 0;
 int running = 0;
 
 HandleWords& words_of(PyObject* handle) noexcept { return *reinterpret_cast<HandleObject*>(handle)->words; }
+
+/// The handles that a helper thread joins.
+struct Joins {
+    std::mutex mutex;
+    std::set<PyObject*> handles;  // under mutex
+
+    bool begin(PyObject* handle) {
+        const std::lock_guard lock(mutex);
+        return handles.insert(handle).second;
+    }
+    void end(PyObject* handle) noexcept {
+        const std::lock_guard lock(mutex);
+        handles.erase(handle);
+    }
+    bool contains(PyObject* handle) {
+        const std::lock_guard lock(mutex);
+        return handles.contains(handle);
+    }
+};
+
+Joins& joins() {
+    static auto* list = new Joins;  // never destroyed: helpers may outlive main()
+    return *list;
+}
+
+/// Joins one OS thread, wakes those who wait for it. What join() raises is raised again where they call it themselves.
+class JoinJob final : public core::Job {
+public:
+    JoinJob(PyInterpreterState* interpreter, PyObject* handle) noexcept
+        : interpreter_(interpreter), handle_(Py_NewRef(handle)) {}
+
+    void run() override {
+        PyThreadState* tstate = PyThreadState_New(interpreter_);
+        PyEval_RestoreThread(tstate);
+        PyObject* no_arguments = PyTuple_New(0);
+        PyObject* result = no_arguments == nullptr ? nullptr : original_join(handle_, no_arguments);
+        if (result == nullptr) {
+            PyErr_Clear();
+        }
+        Py_XDECREF(result);
+        Py_XDECREF(no_arguments);
+        joins().end(handle_);
+        core::ParkingLot::instance().unpark_all(handle_);
+        Py_DECREF(handle_);
+        PyThreadState_Clear(tstate);
+        PyThreadState_DeleteCurrent();
+    }
+
+private:
+    PyInterpreterState* interpreter_;
+    PyObject* handle_;  // owned; given back attached, in run()
+};
 
 bool is_done(PyObject* handle) {
     const Ref answer = steal(original_is_done(handle, nullptr));
@@ -64,19 +131,33 @@ PyObject* join(PyObject* self, PyObject* args) {
                                              core::Nanoseconds(cpython::nanoseconds_from_seconds(timeout)));
         }
         const HandleWords& words = words_of(self);
-        const bool is_ours = words.state == running && words.has_os_handle == 0;
-        if (!is_ours) {
-            // Never started, an OS thread (which runs on while the carrier is detached), or done.
-            return original_join(self, args);
+        if (words.state != running || is_done(self)) {
+            return original_join(self, args);  // never started, or over
         }
-        if (words.ident == hub->running().ident() && !is_done(self)) {
+        if (words.ident == hub->running().ident()) {
             cpython::raise(PyExc_RuntimeError, "Cannot join current thread");
         }
-        const auto is_over = [self] { return is_done(self); };
+        const bool is_os_thread = words.has_os_handle != 0;
+        std::optional<sched::ExternalWakeExpected> expected;
+        if (is_os_thread) {
+            expected.emplace(*hub);
+        }
+        if (is_os_thread && joins().begin(self)) {
+            try {
+                core::ThreadPool::run_apart(std::make_unique<JoinJob>(hub->tstate().interp, self));
+            } catch (...) {
+                joins().end(self);
+                throw;
+            }
+        }
+        const auto is_over = [self, is_os_thread] {
+            return is_done(self) || (is_os_thread && !joins().contains(self));
+        };
         if (!is_over() && !sched::wait_until(*hub, self, {.what = "Thread.join", .object = self}, deadline, is_over)) {
             Py_RETURN_NONE;
         }
-        return original_join(self, args);  // done: returns at once
+        const Ref at_once = steal(Py_BuildValue("(i)", 0));
+        return original_join(self, at_once.ptr());
     });
 }
 
@@ -96,36 +177,54 @@ void find_handle_words(PyObject* thread_module, PyObject* type) {
     not_started = words_of(fresh.ptr()).state;
     running = words.state;
     const bool is_known = words.ident == kIdent && words.has_os_handle == 0 && words_of(fresh.ptr()).ident == 0 &&
-                          not_started == 1 && running == 3;
+                          not_started == 1 && running == 3 && words.mutex == 0 && words.is_exiting == 0 &&
+                          words.once == 0;
     steal(PyObject_CallMethod(made.ptr(), "_set_done", nullptr));
-    if (!is_known || words.state != 4) {
+    if (!is_known || words.state != 4 || words.mutex != 0 || words.is_exiting != 1 || words.once == 0) {
         cpython::raise(PyExc_ImportError, "gossamer does not know the layout of _ThreadHandle in this Python");
     }
 }
 
 }  // namespace
 
-void start_handle(PyObject* handle, unsigned long ident) {
+bool is_startable(PyObject* handle) noexcept { return words_of(handle).state == not_started; }
+
+void start_handle(PyObject* handle, sched::VirtualThread& thread) noexcept {
     HandleWords& words = words_of(handle);
-    if (words.state != not_started) {
-        cpython::raise(PyExc_RuntimeError, "thread already started");
-    }
-    words.ident = ident;
+    words.ident = thread.ident();
     words.has_os_handle = 0;
     words.state = running;
+    thread.end_marker = Py_NewRef(handle);
 }
 
-void finish_handle(PyObject* handle) noexcept {
+void finish_thread(sched::VirtualThread& thread) {
+    const Ref handle = Ref::steal_or_null(std::exchange(thread.end_marker, nullptr));
+    if (!handle) {
+        return;
+    }
     PyObject* pending = PyErr_GetRaisedException();
-    PyObject* result = set_done(handle, nullptr);
+    PyObject* result = set_done(handle.ptr(), nullptr);
     if (result == nullptr) {
-        PyErr_WriteUnraisable(handle);
+        PyErr_WriteUnraisable(handle.ptr());
     }
     Py_XDECREF(result);
     PyErr_SetRaisedException(pending);
 }
 
-void plan_thread_handles(PyObject* thread_module) {
+void keep_thread_alive_after_fork(sched::VirtualThread& thread) noexcept {
+    // The interpreter knows the thread that forked by its OS identity, and has marked this handle as done.
+    if (thread.end_marker != nullptr) {
+        HandleWords& words = words_of(thread.end_marker);
+        words.state = running;
+        words.is_exiting = 0;
+        words.once = 0;
+    }
+    new (&joins()) Joins;  // its helpers do not exist here
+}
+
+void adopt_thread_ends() {}
+
+void plan_thread_end(PyObject* thread_module) {
     const Ref type = steal(PyObject_GetAttrString(thread_module, "_ThreadHandle"));
     find_handle_words(thread_module, type.ptr());
     original_is_done = method_of(type.ptr(), "is_done").ml_meth;
@@ -136,3 +235,5 @@ void plan_thread_handles(PyObject* thread_module) {
 }
 
 }  // namespace gossamer::interpose
+
+#endif

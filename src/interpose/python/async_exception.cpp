@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// PyThreadState_SetAsyncExc for virtual threads. Debuggers, test tools and `stopit`-like libraries call it through
+// `ctypes.pythonapi`, which looks the C symbol up in the executable, where nothing of ours can stand before it. So the
+// look-up is answered instead: `ctypes` makes a foreign function by `_FuncPtr((name, library))`, that is by the tp_new of
+// `_ctypes.CFuncPtr`; ours, when asked for this one name, makes one of our function's address. Classes made from CFuncPtr
+// inherit the slot when they are made; those that exist already are changed too.
+//
+// `_ctypes` may be imported at any time, so the function that executes an extension module (`_imp.exec_dynamic`, or
+// `_imp.exec_builtin` where `_ctypes` is built in) is watched. C code that calls the symbol itself still reaches OS
+// threads only.
+#include "cpython/api.hpp"
+
+#include "cpython/ref.hpp"
+#include "interpose/python/install.hpp"
+#include "interpose/python/method_table.hpp"
+#include "sched/hub.hpp"
+
+namespace gossamer::interpose {
+
+using cpython::guarded;
+using cpython::Ref;
+using cpython::steal;
+using sched::Hub;
+using sched::VirtualThread;
+
+namespace {
+
+PyCFunction original_exec_dynamic = nullptr;
+PyCFunction original_exec_builtin = nullptr;
+newfunc original_new = nullptr;
+
+constexpr const char* kSymbol = "PyThreadState_SetAsyncExc";
+
+/// What the C function does, for a virtual thread too. Returns how many threads it reached.
+int set_async_exception(unsigned long ident, PyObject* exception) {
+    return guarded(-1, [&] {
+        VirtualThread* thread = Hub::find(PyInterpreterState_Get(), ident);
+        if (thread == nullptr) {
+            return PyThreadState_SetAsyncExc(ident, exception);
+        }
+        Hub& hub = thread->hub();
+        if (thread == &hub.running()) {
+            return PyThreadState_SetAsyncExc(hub.os_ident(), exception);
+        }
+        thread->state.set_async_exception(exception);
+        return 1;
+    });
+}
+
+/// Whether `args` asks for the symbol in a library: `((name, library),)`. The name may be bytes, or an ordinary string.
+bool asks_for_symbol(PyObject* args) noexcept {
+    PyObject* spec = PyTuple_GET_SIZE(args) > 0 ? PyTuple_GET_ITEM(args, 0) : nullptr;
+    if (spec == nullptr || !PyTuple_Check(spec) || PyTuple_GET_SIZE(spec) != 2) {
+        return false;
+    }
+    PyObject* name = PyTuple_GET_ITEM(spec, 0);
+    return (PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, kSymbol) == 0) ||
+           (PyBytes_Check(name) && std::string_view(PyBytes_AS_STRING(name)) == kSymbol);
+}
+
+PyObject* make_foreign_function(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
+    if (!is_installed() || !asks_for_symbol(args)) {
+        return original_new(type, args, kwargs);
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        const Ref original = steal(original_new(type, args, kwargs));  // the library must have it
+        const Ref address = steal(PyLong_FromVoidPtr(reinterpret_cast<void*>(&set_async_exception)));
+        const Ref arguments = steal(PyTuple_Pack(1, address.ptr()));
+        return original_new(type, arguments.ptr(), nullptr);
+    });
+}
+
+void adopt_type(PyTypeObject* type) {
+    if (type->tp_new == original_new) {
+        type->tp_new = &make_foreign_function;
+    }
+    const Ref subclasses = steal(PyObject_CallMethod(reinterpret_cast<PyObject*>(type), "__subclasses__", nullptr));
+    for (Py_ssize_t index = 0; index < PyList_GET_SIZE(subclasses.ptr()); ++index) {
+        adopt_type(reinterpret_cast<PyTypeObject*>(PyList_GET_ITEM(subclasses.ptr(), index)));
+    }
+}
+
+void adopt_ctypes(PyObject* module) {
+    const Ref type = steal(PyObject_GetAttrString(module, "CFuncPtr"));
+    auto* function_type = reinterpret_cast<PyTypeObject*>(type.ptr());
+    if (function_type->tp_new != &make_foreign_function) {
+        original_new = function_type->tp_new;
+        adopt_type(function_type);
+    }
+}
+
+PyObject* exec_with(PyCFunction original, PyObject* importer, PyObject* module) {
+    PyObject* result = original(importer, module);
+    const char* name = result != nullptr && PyModule_Check(module) ? PyModule_GetName(module) : nullptr;
+    if (name == nullptr) {
+        if (result != nullptr) {
+            PyErr_Clear();  // a module without a name is none that we know
+        }
+        return result;
+    }
+    if (std::string_view(name) != "_ctypes") {
+        return result;
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        Ref owned = steal(result);
+        adopt_ctypes(module);
+        return owned.release();
+    });
+}
+
+PyObject* exec_dynamic(PyObject* importer, PyObject* module) { return exec_with(original_exec_dynamic, importer, module); }
+PyObject* exec_builtin(PyObject* importer, PyObject* module) { return exec_with(original_exec_builtin, importer, module); }
+
+}  // namespace
+
+void plan_async_exception() {
+    const Ref importer = steal(PyImport_ImportModule("_imp"));
+    const Replacement dynamics[] = {{METH_O, exec_dynamic}};
+    const Replacement builtins[] = {{METH_O, exec_builtin}};
+    plan_swap(importer.ptr(), "exec_dynamic", dynamics, original_exec_dynamic);
+    plan_swap(importer.ptr(), "exec_builtin", builtins, original_exec_builtin);
+}
+
+void adopt_ctypes_if_loaded() {
+    PyObject* loaded = PyDict_GetItemString(PyImport_GetModuleDict(), "_ctypes");
+    if (loaded != nullptr) {
+        adopt_ctypes(loaded);
+    }
+}
+
+}  // namespace gossamer::interpose

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which thread am I, and what a thread's identity is good for: `_thread.get_ident`, `_count`, `stack_size`, `set_name`,
+// `signal.pthread_kill`, `time.pthread_getcpuclockid`.
+//
+// The main virtual thread has the identity of its OS thread; every other has one of its own. Where the kernel is asked
+// (a signal, a clock) an identity stands for its carrier, and `get_native_id` is the carrier's: it is what the kernel
+// knows. A carrier keeps its name in the kernel: it is not one virtual thread's to set.
+#include "cpython/api.hpp"
+
+#include <algorithm>
+
+#include "core/stack_pool.hpp"
+#include "cpython/ref.hpp"
+#include "interpose/python/install.hpp"
+#include "interpose/python/method_table.hpp"
+#include "interpose/python/thread_parts.hpp"
+#include "sched/hub.hpp"
+
+namespace gossamer::interpose {
+
+using cpython::guarded;
+using cpython::Ref;
+using cpython::steal;
+using sched::Hub;
+using sched::VirtualThread;
+
+namespace {
+
+PyCFunction original_get_ident = nullptr;
+PyCFunction original_count = nullptr;
+PyCFunction original_stack_size = nullptr;
+PyCFunction original_set_name = nullptr;
+PyCFunction original_pthread_kill = nullptr;
+PyCFunction original_getcpuclockid = nullptr;
+
+PyObject* get_ident(PyObject* module, PyObject* unused) {
+    Hub* hub = Hub::current();
+    return hub == nullptr ? original_get_ident(module, unused) : PyLong_FromUnsignedLong(hub->running().ident());
+}
+
+PyObject* count(PyObject* module, PyObject* unused) {
+    Hub* hub = Hub::current();
+    PyObject* os_threads = original_count(module, unused);
+    if (hub == nullptr || os_threads == nullptr) {
+        return os_threads;
+    }
+    const long total = PyLong_AsLong(os_threads) + static_cast<long>(hub->live_count()) - 1;
+    Py_DECREF(os_threads);
+    return PyLong_FromLong(total);
+}
+
+/// The original checks the size, keeps it and returns the last one. A virtual thread's stack is never smaller than usual.
+PyObject* stack_size(PyObject* module, PyObject* args) {
+    PyObject* previous = original_stack_size(module, args);
+    Hub* hub = Hub::current();
+    if (previous != nullptr && hub != nullptr && PyTuple_GET_SIZE(args) == 1) {
+        const std::size_t wanted = PyLong_AsSize_t(PyTuple_GET_ITEM(args, 0));
+        if (PyErr_Occurred()) {
+            PyErr_Clear();  // a size that is no int: the original has taken it by __index__
+        } else {
+            hub->thread_stack_bytes = wanted == 0 ? 0 : std::max(wanted, core::StackPool::kDefaultStackBytes);
+        }
+    }
+    return previous;
+}
+
+PyObject* set_name(PyObject* module, PyObject* const* args, Py_ssize_t count, PyObject* names) {
+    Hub* hub = Hub::current();
+    if (hub == nullptr || hub->running().is_main()) {
+        return as<FastKeywordFunction>(original_set_name)(module, args, count, names);
+    }
+    Py_RETURN_NONE;
+}
+
+/// `ident` with a virtual thread's identity replaced by its carrier's; what is no identity is left to the original.
+Ref os_ident_of(PyObject* ident) {
+    if (PyLong_Check(ident)) {
+        const unsigned long value = PyLong_AsUnsignedLong(ident);
+        if (PyErr_Occurred()) {
+            PyErr_Clear();
+        } else if (VirtualThread* thread = Hub::find(PyInterpreterState_Get(), value)) {
+            return steal(PyLong_FromUnsignedLong(thread->hub().os_ident()));
+        }
+    }
+    return cpython::borrow(ident);
+}
+
+PyObject* pthread_kill(PyObject* module, PyObject* const* args, Py_ssize_t count) {
+    return guarded<PyObject*>(nullptr, [&] {
+        const auto original = as<FastFunction>(original_pthread_kill);
+        if (count != 2) {
+            return original(module, args, count);
+        }
+        const Ref ident = os_ident_of(args[0]);
+        PyObject* const arguments[] = {ident.ptr(), args[1]};
+        PyObject* result = original(module, arguments, count);
+        if (Hub* hub = Hub::current()) {
+            hub->look_soon();
+        }
+        return result;
+    });
+}
+
+PyObject* getcpuclockid(PyObject* module, PyObject* args) {
+    return guarded<PyObject*>(nullptr, [&] {
+        if (PyTuple_GET_SIZE(args) != 1) {
+            return original_getcpuclockid(module, args);
+        }
+        const Ref ident = os_ident_of(PyTuple_GET_ITEM(args, 0));
+        const Ref arguments = steal(PyTuple_Pack(1, ident.ptr()));
+        return original_getcpuclockid(module, arguments.ptr());
+    });
+}
+
+PyObject* getcpuclockid_of(PyObject* module, PyObject* ident) {
+    return guarded<PyObject*>(nullptr, [&] { return original_getcpuclockid(module, os_ident_of(ident).ptr()); });
+}
+
+}  // namespace
+
+void plan_thread_identity(PyObject* thread_module) {
+    const Replacement idents[] = {{METH_NOARGS, get_ident}};
+    const Replacement counts[] = {{METH_NOARGS, count}};
+    const Replacement sizes[] = {{METH_VARARGS, stack_size}};
+    const Replacement names[] = {{METH_FASTCALL | METH_KEYWORDS, as_c_function(set_name)}};
+    const Replacement kills[] = {{METH_FASTCALL, as_c_function(pthread_kill)}};
+    const Replacement clocks[] = {{METH_VARARGS, getcpuclockid}, {METH_O, getcpuclockid_of}};
+    plan_swap(thread_module, "get_ident", idents, original_get_ident);
+    plan_swap(thread_module, "_count", counts, original_count);
+    plan_swap(thread_module, "stack_size", sizes, original_stack_size);
+    plan_swap(thread_module, "set_name", names, original_set_name, true);
+    const Ref signal = steal(PyImport_ImportModule("_signal"));
+    plan_swap(signal.ptr(), "pthread_kill", kills, original_pthread_kill);
+    const Ref time = steal(PyImport_ImportModule("time"));
+    plan_swap(time.ptr(), "pthread_getcpuclockid", clocks, original_getcpuclockid);
+}
+
+}  // namespace gossamer::interpose

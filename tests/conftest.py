@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For all tests: helper modules that lie beside tests can be imported by their names.
+
+Test modules are imported by path (`--import-mode=importlib`), because files of one name in two folders are common where
+the tests mirror the sources.
+"""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+sys.path += sorted({str(file.parent) for file in HERE.rglob("*.py") if file.parent != HERE})

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uses every public name as a program would; a type checker in strict mode must agree with each `assert_type`.
+
+It is checked and never run, so that what a function does plays no part.
+"""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+import gossamer as gs
+
+
+def fetch(url: str, *, retries: int = 3) -> bytes:
+    return url.encode() * retries
+
+
+def main(count: int) -> str:
+    with gs.scope(timeout=5) as scope:
+        assert_type(scope, gs.Scope)
+        task = scope.spawn(fetch, "https://example.org", retries=1)
+        assert_type(task, gs.Task[bytes])
+        assert_type(task.result(timeout=1.5), bytes)
+        assert_type(task.exception(), BaseException | None)
+        assert_type(task.cancel(), bool)
+        assert_type(task.done(), bool)
+        assert_type(task.cancelled(), bool)
+        assert_type(task.ident, int | None)
+        scope.spawn(fetch)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        scope.spawn(fetch, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        assert_type(scope.live_tasks, int)
+        assert_type(scope.cancelled, bool)
+        scope.cancel()
+    with gs.timeout(2), gs.shield(), gs.no_switch():
+        gs.checkpoint()
+        gs.sleep(0.1)
+    assert_type(gs.current(), gs.Task[Any] | None)
+    return str(count)
+
+
+async def main_coroutine() -> int:
+    async with gs.scope() as scope:
+        scope.spawn(fetch, "https://example.org")
+    return 1
+
+
+def enter() -> None:
+    try:
+        assert_type(gs.run(main, 3), str)
+        assert_type(gs.run(main_coroutine), int)
+    except gs.DeadlockError as error:
+        assert_type(str(error), str)
+    gs.run(main, "3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
