@@ -37,7 +37,7 @@ void ThreadPool::submit(std::unique_ptr<Job> job) {
 }
 
 void ThreadPool::run_apart(std::unique_ptr<Job> job) {
-    const AllSignalsBlocked blocked;
+    const SignalsBlocked blocked;
     pthread_t thread{};
     const auto body = [](void* argument) -> void* {
         pthread_setname_np(pthread_self(), "gossamer-wait");
