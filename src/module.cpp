@@ -42,10 +42,11 @@ Hub& current_hub() {
     return *hub;
 }
 
-void raise_deadlock(Hub&) {
-    guarded(0, [] {
+void raise_deadlock(Hub& hub) {
+    guarded(0, [&hub] {
         const Ref module = steal(PyImport_ImportModule("gossamer._errors"));
-        const Ref error = steal(PyObject_CallMethod(module.ptr(), "make_deadlock_error", nullptr));
+        const Ref error = steal(PyObject_CallMethod(module.ptr(), "make_deadlock_error", "s",
+                                                    hub.running().wait_note.what));
         PyErr_SetRaisedException(Py_NewRef(error.ptr()));
         return 0;
     });
@@ -125,6 +126,118 @@ PyObject* change_depth(int VirtualThread::* depth, PyObject* change) {
 PyObject* shield(PyObject*, PyObject* change) { return change_depth(&VirtualThread::shield_depth, change); }
 PyObject* no_switch(PyObject*, PyObject* change) { return change_depth(&VirtualThread::no_switch_depth, change); }
 
+/// raise_cancellation_again(): see VirtualThread.
+PyObject* raise_cancellation_again(PyObject*, PyObject*) {
+    return guarded<PyObject*>(nullptr, [] {
+        current_hub().running().raise_cancellation_again();
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* note_lost_error(PyObject*, PyObject*) {
+    interpose::note_lost_error();
+    Py_RETURN_NONE;
+}
+
+/// call_noting_error(function, argument): calls it; an error on its way to the default sys.unraisablehook counts as lost.
+PyObject* call_noting_error(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    return guarded<PyObject*>(nullptr, [&] {
+        if (count != 2) {
+            cpython::raise(PyExc_TypeError, "call_noting_error() takes a function and its argument");
+        }
+        PyObject* result = PyObject_CallOneArg(args[0], args[1]);
+        if (result == nullptr && PySys_GetObject("unraisablehook") == PySys_GetObject("__unraisablehook__")) {
+            interpose::note_lost_error();
+        }
+        return result;
+    });
+}
+
+/// track_coroutine_origins(depth): sys.set_coroutine_origin_tracking_depth(depth) in every virtual thread to come.
+PyObject* track_coroutine_origins(PyObject*, PyObject* depth) {
+    return guarded<PyObject*>(nullptr, [&] {
+        Hub& hub = current_hub();
+        const long frames = PyLong_AsLong(depth);
+        if (frames < 0 || frames > 1000 || hub.live_count() != 1) {
+            cpython::raise(PyExc_ValueError, "origins are tracked by 0 to 1000 frames, from before the first spawn on");
+        }
+        hub.set_usual_origin_depth(static_cast<int>(frames));
+        Py_RETURN_NONE;
+    });
+}
+
+/// set_own_signal_handler(handler): it does not count as the program's, which might end a deadlock.
+PyObject* set_own_signal_handler(PyObject*, PyObject* handler) {
+    return guarded<PyObject*>(nullptr, [&] {
+        current_hub().own_signal_handler = Py_NewRef(handler);
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* make_threads_virtual(PyObject*, PyObject* wanted) {
+    return guarded<PyObject*>(nullptr, [&] {
+        const int is_wanted = PyObject_IsTrue(wanted);
+        cpython::check(is_wanted);
+        current_hub().makes_threads_virtual = is_wanted != 0;
+        Py_RETURN_NONE;
+    });
+}
+
+/// hub_ident(): a number for the hub that runs the caller, 0 on an ordinary thread.
+PyObject* hub_ident(PyObject*, PyObject*) { return PyLong_FromVoidPtr(Hub::current()); }
+
+PyObject* start_virtual_clock(PyObject*, PyObject*) {
+    return guarded<PyObject*>(nullptr, [] {
+        current_hub();
+        interpose::start_virtual_clock();
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* stop_virtual_clock(PyObject*, PyObject*) {
+    interpose::stop_virtual_clock();
+    Py_RETURN_NONE;
+}
+
+/// advance_virtual_clock(seconds): what is due runs at the next switches.
+PyObject* advance_virtual_clock(PyObject*, PyObject* seconds) {
+    return guarded<PyObject*>(nullptr, [&] {
+        Hub& hub = current_hub();
+        const core::Nanoseconds by(cpython::nanoseconds_from_seconds(seconds));
+        if (by.count() < 0 || core::virtual_clock() == nullptr) {
+            cpython::raise(PyExc_ValueError, "a virtual clock that is on goes forward only");
+        }
+        core::virtual_clock()->monotonic += by;
+        hub.look_soon();
+        Py_RETURN_NONE;
+    });
+}
+
+/// shuffle(seed): see Hub.
+PyObject* shuffle(PyObject*, PyObject* seed) {
+    return guarded<PyObject*>(nullptr, [&] {
+        const unsigned long long bits = PyLong_AsUnsignedLongLongMask(seed);
+        if (bits == static_cast<unsigned long long>(-1) && PyErr_Occurred()) {
+            throw cpython::ErrorSet{};
+        }
+        current_hub().shuffle(bits);
+        Py_RETURN_NONE;
+    });
+}
+
+/// guard_kind(): how the next stack is guarded on this kernel.
+PyObject* guard_kind(PyObject*, PyObject*) {
+    switch (core::StackPool::available_guard()) {
+        case core::Guard::kInstalled:
+            return PyUnicode_FromString("installed");
+        case core::Guard::kProtected:
+            return PyUnicode_FromString("protected");
+        case core::Guard::kCanary:
+            return PyUnicode_FromString("canary");
+    }
+    GS_UNREACHABLE();
+}
+
 PyObject* was_error_lost(PyObject*, PyObject*) { return Py_NewRef(interpose::was_error_lost() ? Py_True : Py_False); }
 
 const char* status_name(sched::ThreadStatus status) noexcept {
@@ -141,8 +254,8 @@ const char* status_name(sched::ThreadStatus status) noexcept {
     GS_UNREACHABLE();
 }
 
-/// threads(): a tuple for each virtual thread of this hub: (ident, status, what it waits for, descriptor, is main, is
-/// daemon, is scoped, task or None, innermost frame or None).
+/// threads(): a tuple for each virtual thread of this hub: (ident, status, what it waits for, descriptor, age in seconds,
+/// is main, is daemon, is scoped, task or None, innermost frame or None).
 PyObject* threads(PyObject*, PyObject*) {
     return guarded<PyObject*>(nullptr, [] {
         Hub& hub = current_hub();
@@ -154,8 +267,9 @@ PyObject* threads(PyObject*, PyObject*) {
                                          : cpython::frame_object(hub.tstate(), thread->state.parked_frame());
             const bool waits = thread->status == sched::ThreadStatus::kParked;
             const Ref entry = steal(Py_BuildValue(
-                "(ksziOOOOO)", thread->ident(), status_name(thread->status), waits ? thread->wait_note.what : nullptr,
-                waits ? thread->wait_note.fd : -1, thread == &hub.main() ? Py_True : Py_False,
+                "(kszidOOOOO)", thread->ident(), status_name(thread->status), waits ? thread->wait_note.what : nullptr,
+                waits ? thread->wait_note.fd : -1,
+                std::chrono::duration<double>(core::coarse_now() - thread->born).count(), thread == &hub.main() ? Py_True : Py_False,
                 thread->is_daemon ? Py_True : Py_False, thread->is_scoped ? Py_True : Py_False,
                 thread->object == nullptr ? Py_None : thread->object, frame ? frame.ptr() : Py_None));
             cpython::check(PyList_Append(list.ptr(), entry.ptr()));
@@ -168,9 +282,9 @@ PyObject* statistics(PyObject*, PyObject*) {
     return guarded<PyObject*>(nullptr, [] {
         Hub& hub = current_hub();
         const sched::HubStatistics& counts = hub.statistics();
-        return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:O}", "spawned", counts.spawned, "finished",
+        return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:O}", "spawned", counts.spawned, "finished",
                              counts.finished, "parks", counts.parks, "switches", counts.switches.load(), "polls", counts.polls,
-                             "waits", counts.waits, "preemptions", counts.preemptions, "live",
+                             "waits", counts.waits, "preemptions", counts.preemptions, "deadlocks", counts.deadlocks, "live",
                              static_cast<Py_ssize_t>(hub.live_count()), "main_is_virtual",
                              hub.main().is_main() ? Py_True : Py_False);
     });
@@ -279,6 +393,18 @@ PyMethodDef functions[] = {
     {"spawn", _PyCFunction_CAST(spawn), METH_FASTCALL | METH_KEYWORDS, nullptr},
     {"shield", shield, METH_O, nullptr},
     {"no_switch", no_switch, METH_O, nullptr},
+    {"raise_cancellation_again", raise_cancellation_again, METH_NOARGS, nullptr},
+    {"note_lost_error", note_lost_error, METH_NOARGS, nullptr},
+    {"call_noting_error", _PyCFunction_CAST(call_noting_error), METH_FASTCALL, nullptr},
+    {"track_coroutine_origins", track_coroutine_origins, METH_O, nullptr},
+    {"set_own_signal_handler", set_own_signal_handler, METH_O, nullptr},
+    {"make_threads_virtual", make_threads_virtual, METH_O, nullptr},
+    {"hub_ident", hub_ident, METH_NOARGS, nullptr},
+    {"start_virtual_clock", start_virtual_clock, METH_NOARGS, nullptr},
+    {"stop_virtual_clock", stop_virtual_clock, METH_NOARGS, nullptr},
+    {"advance_virtual_clock", advance_virtual_clock, METH_O, nullptr},
+    {"shuffle", shuffle, METH_O, nullptr},
+    {"guard_kind", guard_kind, METH_NOARGS, nullptr},
     {"was_error_lost", was_error_lost, METH_NOARGS, nullptr},
     {"threads", threads, METH_NOARGS, nullptr},
     {"statistics", statistics, METH_NOARGS, nullptr},

@@ -3,25 +3,115 @@
 
 from __future__ import annotations
 
-import threading
-import traceback
+import os
+import sys
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from gossamer import _core
 
+if TYPE_CHECKING:
+    from traceback import FrameSummary
+
+_OWN_FOLDER = os.path.dirname(__file__) + os.sep
+_LIBRARY_FOLDER = os.path.dirname(os.__file__) + os.sep
+_MOST_IN_AN_ERROR = 50
+
+
+class ThreadSnapshot(NamedTuple):
+    """One virtual thread at one moment."""
+
+    ident: int  # as threading.get_ident() in it
+    name: str  # of its threading.Thread if it has one, else what the task runs
+    state: str  # ready, running or parked
+    waits_for: str | None
+    descriptor: int | None  # waited for
+    age: float  # seconds since it was made, to 4 ms
+    is_main: bool
+    is_daemon: bool  # nobody waits for it at the end of the program
+    task: _core.Task | None
+    stack: list[FrameSummary]  # oldest call first, without Gossamer's own
+
+    def __str__(self) -> str:
+        from traceback import format_list
+
+        waits = f" in {self.waits_for}" if self.waits_for else ""
+        waits += f" on descriptor {self.descriptor}" if self.descriptor is not None else ""
+        daemon = ", daemon" if self.is_daemon else ""
+        head = f"virtual thread {self.ident:#x} ({self.name}): {self.state}{waits}, {self.age:.3f} s old{daemon}"
+        return "\n".join([head, *(line.rstrip("\n") for line in format_list(self.stack))])
+
+
+def snapshot() -> list[ThreadSnapshot]:
+    """Return what each virtual thread of this OS thread does, oldest first; empty on an ordinary thread."""
+    if not _core.is_virtual():
+        return []
+    from traceback import StackSummary, walk_stack
+
+    threading = sys.modules.get("threading")
+    python_threads = dict(threading._active) if threading else {}  # type: ignore[attr-defined]
+    result = []
+    for ident, status, what, fd, age, is_main, is_daemon, is_scoped, task, frame in _core.threads():
+        stack = StackSummary.extract(walk_stack(frame)) if frame is not None else []
+        stack.reverse()
+        result.append(
+            ThreadSnapshot(
+                ident=ident,
+                name=_name(python_threads.get(ident), task, is_main),
+                state=status,
+                waits_for=what,
+                descriptor=fd if fd >= 0 else None,
+                age=age,
+                is_main=is_main,
+                is_daemon=is_daemon and not is_scoped and not is_main,
+                task=task,
+                stack=[call for call in stack if not call.filename.startswith(_OWN_FOLDER)],
+            )
+        )
+    return result
+
+
+def _name(thread: object, task: _core.Task | None, is_main: bool) -> str:
+    if is_main:
+        return "main"
+    if task is not None:
+        return task._name
+    return getattr(thread, "_name", None) or "a thread of _thread.start_new_thread()"
+
+
+def dump(*, file: TextIO | None = None) -> None:
+    """Print what each virtual thread of this OS thread does: its age, what it waits for, its Python stack.
+
+    Args:
+        file: Where to; None: standard error.
+    """
+    print(describe_threads(), file=sys.stderr if file is None else file, flush=True)
+
 
 def describe_threads() -> str:
-    """One paragraph a virtual thread of this hub: identity, state, what it waits for, its Python stack."""
-    parts = []
-    for ident, status, what, fd, is_main, is_daemon, is_scoped, task, frame in _core.threads():
-        thread = threading._active.get(ident)  # type: ignore[attr-defined]
-        name = "main" if is_main else f"{ident:#x}" if thread is None else f"{thread.name} ({ident:#x})"
-        waits = f" in {what}" if what else ""
-        waits += f" (descriptor {fd})" if fd >= 0 else ""
-        kind = ", daemon" if is_daemon and not is_scoped and not is_main else ""
-        lines = [f"virtual thread {name}: {status}{waits}{kind}"]
-        if task is not None:
-            lines.append(f"  {task!r}")
-        if frame is not None:
-            lines.extend(line.rstrip("\n") for line in traceback.format_stack(frame))
-        parts.append("\n".join(lines))
-    return "\n".join(parts)
+    """One paragraph a virtual thread."""
+    threads = snapshot()
+    if not threads:
+        return "gossamer: no virtual threads on this OS thread"
+    return "\n\n".join([f"gossamer: {len(threads)} virtual threads", *map(str, threads)])
+
+
+def describe_waits(main_waits_for: str) -> str:
+    """One line a virtual thread: what it waits for and the program's line that does; for DeadlockError."""
+    threads = snapshot()
+    lines = []
+    for thread in threads[:_MOST_IN_AN_ERROR]:
+        call = _line_of_program(thread.stack)
+        where = f", {call.filename}:{call.lineno} in {call.name}" if call else ""
+        where += f": {call.line}" if call and call.line else ""
+        lines.append(f"  {thread.name}: {thread.waits_for or main_waits_for}{where}")
+    if len(threads) > len(lines):
+        lines.append(f"  ... and {len(threads) - len(lines)} more")
+    return "\n".join(lines)
+
+
+def _line_of_program(stack: list[FrameSummary]) -> FrameSummary | None:
+    """The innermost call that is not in the standard library, or the innermost of all."""
+    for call in reversed(stack):
+        if not call.filename.startswith((_LIBRARY_FOLDER, "<frozen ")) or "site-packages" in call.filename:
+            return call
+    return stack[-1] if stack else None

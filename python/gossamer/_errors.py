@@ -3,24 +3,54 @@
 
 from __future__ import annotations
 
-import threading
+from typing import Any
+
+from gossamer import _core
 
 
 class DeadlockError(RuntimeError):
     """Every virtual thread waits and nothing can wake one. The message has the line where each one waits."""
 
 
-def make_deadlock_error() -> DeadlockError:
+def make_deadlock_error(main_waits_for: str) -> DeadlockError:
     """Describe every wait; called by the hub, in the main virtual thread."""
-    from gossamer._dump import describe_threads
+    from gossamer._dump import describe_waits
 
-    return DeadlockError("every virtual thread waits, and nothing can wake one:\n" + describe_threads())
+    return DeadlockError("every virtual thread waits, and nothing can wake one:\n" + describe_waits(main_waits_for))
 
 
 def report_lost(exception: BaseException) -> None:
     """Hand an exception that no joiner and no scope took to `threading.excepthook`."""
+    import threading
+
     thread = threading.current_thread()
     threading.excepthook(threading.ExceptHookArgs((type(exception), exception, exception.__traceback__, thread)))
 
 
-__all__ = ["DeadlockError", "make_deadlock_error", "report_lost"]
+def watch_coroutines() -> None:
+    """Count a coroutine that is never awaited as a lost error, in this OS thread's virtual threads, and tell its origin.
+
+    What the program's warning filters ignore, what it records, and what its own `warnings.showwarning` shows is not lost:
+    somebody decided about it.
+    """
+    import functools
+    import warnings
+
+    _core.track_coroutine_origins(1)
+    # The place that prints; before 3.14 catch_warnings(record=True) puts another function there.
+    show = warnings._showwarnmsg_impl  # type: ignore[attr-defined]
+
+    def show_and_count(message: Any) -> None:
+        if message.category is RuntimeWarning and "was never awaited" in str(message.message):
+            context = warnings._get_context() if hasattr(warnings, "_get_context") else None
+            if getattr(context, "log", None) is None:  # 3.14's way to record
+                _core.note_lost_error()
+        show(message)
+
+    warnings._showwarnmsg_impl = show_and_count  # type: ignore[attr-defined]
+    # A warning that is turned into an error is printed by the interpreter, which then goes on. Both callables are written
+    # in C: a Python frame more would change the line that the warning is about.
+    warn = warnings._warn_unawaited_coroutine  # type: ignore[attr-defined]
+    warnings._warn_unawaited_coroutine = functools.partial(  # type: ignore[attr-defined]
+        _core.call_noting_error, warn
+    )

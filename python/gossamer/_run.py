@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Coroutine
+from types import CoroutineType
 from typing import Any, overload
 
 from gossamer import _core, _thread_objects
@@ -25,9 +25,14 @@ def enter(*, virtual_threads: bool) -> None:
 
 def leave(grace: float) -> None:
     """Wait for non-daemon threads, cancel what is left, give it ``grace`` seconds, and name what does not end."""
-    _core.join_non_daemons()
-    _end_the_rest(grace)
-    _core.leave()
+    try:
+        executors = sys.modules.get("gossamer.executors")
+        if executors is not None:
+            executors.shut_down_on_this_hub()
+        _core.join_non_daemons()
+    finally:
+        _end_the_rest(grace)
+        _core.leave()
 
 
 def _end_the_rest(grace: float) -> None:
@@ -52,28 +57,50 @@ def _end_the_rest(grace: float) -> None:
 
 
 @overload
-def run[*Ts, T](main: Callable[[*Ts], Coroutine[Any, Any, T]], /, *args: *Ts, grace: float = 5.0) -> T: ...
+def run[*Ts, T](
+    main: Callable[[*Ts], Coroutine[Any, Any, T]],
+    /,
+    *args: *Ts,
+    blocking: str = "park",
+    carriers: int = 1,
+    grace: float = 5.0,
+) -> T: ...
 @overload
-def run[*Ts, T](main: Callable[[*Ts], T], /, *args: *Ts, grace: float = 5.0) -> T: ...
-def run[*Ts](main: Callable[[*Ts], Any], /, *args: *Ts, grace: float = 5.0) -> Any:
+def run[*Ts, T](
+    main: Callable[[*Ts], T], /, *args: *Ts, blocking: str = "park", carriers: int = 1, grace: float = 5.0
+) -> T: ...
+def run[*Ts](
+    main: Callable[[*Ts], Any], /, *args: *Ts, blocking: str = "park", carriers: int = 1, grace: float = 5.0
+) -> Any:
     """Enter Gossamer: run ``main(*args)`` as the main virtual thread of this OS thread, and return its result.
+
+    ``main`` runs on this OS thread's own stack. Several OS threads may be in a `run` of their own at once.
 
     Args:
         main: A function, or a coroutine function.
         *args: What it is called with.
+        blocking: What a blocking call in a coroutine does; "park" is the only choice yet.
+        carriers: OS threads to run virtual threads on; 1 is the only choice yet.
         grace: Seconds that virtual threads which no scope owns get to clean up after ``main`` has ended.
 
     Raises:
         RuntimeError: This OS thread runs virtual threads already.
         DeadlockError: Every virtual thread waits and nothing can wake one.
+        ValueError: An argument is none of its choices.
     """
+    if blocking != "park":
+        raise ValueError(f"blocking={blocking!r} is not supported: 'park' is")
+    if carriers != 1:
+        raise ValueError(f"carriers={carriers!r} is not supported: 1 is")
+    if not callable(main):
+        raise TypeError(f"run() needs a callable, not {type(main).__name__}")
     enter(virtual_threads=False)
     try:
         result = main(*args)
-        if inspect.iscoroutine(result):
-            import asyncio
+        if isinstance(result, CoroutineType):
+            from gossamer._coroutines import run_coroutine
 
-            result = asyncio.run(result)
+            result = run_coroutine(result)
         return result
     finally:
         leave(grace)

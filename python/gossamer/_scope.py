@@ -3,67 +3,34 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import contextmanager
+from time import sleep as _sleep
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 from gossamer import _core
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+_PASSING = (SystemExit, KeyboardInterrupt)  # never in a group, as with asyncio.TaskGroup
 
 
 class Scope(_core.ScopeBase):
     """A block that owns the virtual threads spawned in it; made by `scope`."""
 
-    def __init__(self, timeout: float | None = None) -> None:
-        self._timeout = timeout
+    __slots__ = ("_timeout",)
 
-    def __enter__(self) -> Scope:
+    def __init__(self, timeout: float | None = None) -> None:
+        self._timeout = _checked(timeout)
+
+    def __enter__(self) -> Self:
         self._open(self._timeout)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        was_own = error is not None and _is_cancellation(error) and self._was_own_cancellation()
-        if error is not None:
-            self.cancel()
-        interruption: BaseException | None = None
-        try:
-            self._join()
-        except BaseException as raised:
-            interruption = raised
-        failures, timed_out = self._close(was_own)
-        self._raise(None if was_own else error, interruption, failures, timed_out)
-        return was_own
+        outcome = self._leave(error)
+        return False if outcome is None else _raise_outcome(error, *outcome)
 
-    def _raise(
-        self,
-        error: BaseException | None,
-        interruption: BaseException | None,
-        failures: list[BaseException] | None,
-        timed_out: bool,
-    ) -> None:
-        for candidate in (interruption, error):
-            if candidate is not None and not isinstance(candidate, Exception) and not _is_cancellation(candidate):
-                if candidate is error:
-                    return  # __exit__ lets it pass
-                raise candidate
-        errors = list(failures or [])
-        if error is not None and not _is_cancellation(error):
-            errors.insert(0, error)
-        if timed_out and not errors:
-            raise TimeoutError("the scope's time is up")
-        if timed_out:
-            errors.append(TimeoutError("the scope's time is up"))
-        if errors:
-            raise BaseExceptionGroup("errors in a scope", errors)
-        if interruption is not None:
-            raise interruption
-
-    async def __aenter__(self) -> Scope:
+    async def __aenter__(self) -> Self:
         return self.__enter__()
 
     async def __aexit__(
@@ -72,66 +39,136 @@ class Scope(_core.ScopeBase):
         return self.__exit__(kind, error, trace)
 
 
-def _is_cancellation(error: BaseException) -> bool:
-    return type(error).__name__ == "CancelledError" and type(error).__module__ == "asyncio.exceptions"
+def _raise_outcome(
+    error: BaseException | None,
+    failures: list[BaseException] | None,
+    interruption: BaseException | None,
+    is_own_cancellation: bool,
+    was_cut_short: bool,
+) -> bool:
+    """Decide what leaving a scope raises; returns whether ``error`` ends here."""
+    failures = failures or []
+    for candidate in (interruption, error, *failures):
+        if isinstance(candidate, _PASSING):
+            if candidate is error:
+                return False
+            raise candidate
+    if len(failures) == 1 and failures[0] is error and isinstance(error, GeneratorExit):
+        return False
+    if was_cut_short:
+        time_up = TimeoutError("the scope's time is up")
+        if not failures:
+            raise time_up from (error if is_own_cancellation else None)
+        failures.append(time_up)
+    is_foreign = error is not None and not is_own_cancellation and all(error is not failure for failure in failures)
+    if failures:
+        if is_foreign or interruption is not None:
+            _core.raise_cancellation_again()  # the group takes the place of the exception that told of it
+        raise BaseExceptionGroup("errors in a scope", failures) from None
+    if interruption is not None:
+        raise interruption
+    return is_own_cancellation
+
+
+def _checked(seconds: float | None) -> float | None:
+    if seconds is None:
+        return None
+    if not seconds >= 0:
+        raise ValueError("a timeout is 0 seconds or more")
+    return None if seconds == float("inf") else seconds
 
 
 def scope(timeout: float | None = None) -> Scope:
     """Open a block that owns the virtual threads spawned in it.
 
-    Leaving the block waits for all of them; the first failure cancels the rest.
+    Leaving the block waits for all of them. The first failure, of the body or of a task, cancels the rest; a task that
+    ends by cancellation is no failure.
 
     Args:
-        timeout: Seconds after which everything in the scope is cancelled; None: no limit.
+        timeout: Seconds, 0 or more, after which everything in the scope is cancelled; None: no limit.
 
     Raises:
-        ExceptionGroup: On leaving, when the body or a task failed.
-        TimeoutError: On leaving, when the time was up.
+        ExceptionGroup: On leaving, when the body or a task failed. SystemExit and KeyboardInterrupt come bare.
+        TimeoutError: On leaving, when the time was up and something was cancelled for it.
+        RuntimeError: On entering, outside of Gossamer.
     """
     return Scope(timeout)
 
 
-class _Timeout(Scope):
-    def _raise(
-        self,
-        error: BaseException | None,
-        interruption: BaseException | None,
-        failures: list[BaseException] | None,
-        timed_out: bool,
-    ) -> None:
-        if timed_out and error is None:
-            raise TimeoutError("the time is up")
-        if interruption is not None:
-            raise interruption
+class Timeout:
+    """A block with a time limit; made by `timeout`."""
+
+    __slots__ = ("_scope", "_seconds")
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = _checked(seconds)
+        self._scope = _core.ScopeBase()
+
+    def __enter__(self) -> Self:
+        self._scope._open(self._seconds)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        outcome = self._scope._leave(error)
+        if outcome is not None:
+            _failures, _interruption, is_own_cancellation, was_cut_short = outcome
+            if was_cut_short and is_own_cancellation:
+                raise TimeoutError("the time is up") from error
+        return False
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        return self.__exit__(kind, error, trace)
 
 
-def timeout(seconds: float | None) -> Scope:
-    """Cancel the body after ``seconds``, and raise the builtin TimeoutError on leaving.
+def timeout(seconds: float | None, /) -> Timeout:
+    """Cancel the body's wait after ``seconds``, and raise the builtin TimeoutError on leaving.
+
+    A body that ends without being interrupted has succeeded, however long it took.
 
     Args:
-        seconds: Duration, 0 or more; None: no limit.
+        seconds: Duration, 0 or more; 0 interrupts the first wait; None: no limit.
     """
-    return _Timeout(seconds)
+    return Timeout(seconds)
 
 
-@contextmanager
-def shield() -> Iterator[None]:
-    """Hold back cancellation in the body: clean-up code in it may wait."""
-    _core.shield(+1)
-    try:
-        yield
-    finally:
+class _Shield:
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        _core.shield(+1)
+
+    def __exit__(self, *_error: object) -> None:
         _core.shield(-1)
 
 
-@contextmanager
-def no_switch() -> Iterator[None]:
-    """Let nothing else of this hub run in the body. A wait in it raises RuntimeError."""
-    _core.no_switch(+1)
-    try:
-        yield
-    finally:
+class _NoSwitch:
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        _core.no_switch(+1)
+
+    def __exit__(self, *_error: object) -> None:
         _core.no_switch(-1)
+
+
+def shield() -> _Shield:
+    """Hold back cancellation in the body: clean-up code in it may wait.
+
+    A cancellation that came meanwhile is raised at the first wait after the body.
+    """
+    return _Shield()
+
+
+def no_switch() -> _NoSwitch:
+    """Let nothing else of this hub run in the body. A wait in it raises RuntimeError."""
+    return _NoSwitch()
 
 
 def sleep(seconds: float, /) -> None:
@@ -140,17 +177,17 @@ def sleep(seconds: float, /) -> None:
     Other virtual threads run meanwhile. On an ordinary thread this is `time.sleep`.
 
     Args:
-        seconds: Duration in seconds, 0 or more; 0 yields once.
+        seconds: Duration in seconds, 0 or more; 0 is `checkpoint`.
 
     Raises:
         ValueError: ``seconds`` is negative or NaN; raised before anything waits.
         asyncio.CancelledError: The virtual thread was cancelled while it slept.
     """
-    time.sleep(seconds)
+    _sleep(seconds)
 
 
 def checkpoint() -> None:
-    """Raise a pending cancellation; otherwise let every ready virtual thread of the hub run once."""
+    """Raise a pending cancellation; otherwise let every ready virtual thread of the hub run before it returns."""
     _core.checkpoint()
 
 

@@ -12,11 +12,33 @@ namespace gossamer::core {
 
 using Nanoseconds = std::chrono::nanoseconds;
 
-/// Returns the monotonic clock (clock_gettime(2), CLOCK_MONOTONIC).
+/// A clock for tests that stands still until somebody moves it. `monotonic` is what monotonic_now() then returns on the OS
+/// thread that it was set for, `wall_offset` what the time of day is ahead of it.
+struct VirtualClock {
+    Nanoseconds monotonic{};
+    Nanoseconds wall_offset{};
+};
+
+/// The virtual clock of the calling OS thread, or null. Parks: no. Thread: any. Python: not needed.
+VirtualClock* virtual_clock() noexcept;
+void set_virtual_clock(VirtualClock* clock) noexcept;
+
+/// Returns the monotonic clock (clock_gettime(2), CLOCK_MONOTONIC), or the virtual one.
 /// Parks: no. Thread: any. Python: not needed.
 inline Nanoseconds monotonic_now() noexcept {
+    if (const VirtualClock* clock = virtual_clock(); clock != nullptr) [[unlikely]] {
+        return clock->monotonic;
+    }
     timespec now{};
     clock_gettime(CLOCK_MONOTONIC, &now);
+    return std::chrono::seconds(now.tv_sec) + Nanoseconds(now.tv_nsec);
+}
+
+/// The same, up to 4 ms old and a fifth of the price (CLOCK_MONOTONIC_COARSE).
+/// Parks: no. Thread: any. Python: not needed.
+inline Nanoseconds coarse_now() noexcept {
+    timespec now{};
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
     return std::chrono::seconds(now.tv_sec) + Nanoseconds(now.tv_nsec);
 }
 

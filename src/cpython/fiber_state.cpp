@@ -27,10 +27,15 @@ void FiberState::begin(PyThreadState& tstate, StackBounds bounds, void* chunk, v
     what_event_ = -1;
 }
 
-void FiberState::save_rare(PyThreadState& tstate) noexcept {
+void FiberState::need_rare() {
     if (!rare_) {
         rare_ = std::make_unique<RareState>();
+        rare_->coroutine_origin_tracking_depth = usual_origin_depth;
     }
+}
+
+void FiberState::save_rare(PyThreadState& tstate) noexcept {
+    need_rare();
     rare_->dict = std::exchange(tstate.dict, nullptr);
     rare_->async_exc = std::exchange(tstate.async_exc, nullptr);
     rare_->async_gen_firstiter = std::exchange(tstate.async_gen_firstiter, nullptr);
@@ -39,7 +44,7 @@ void FiberState::save_rare(PyThreadState& tstate) noexcept {
     rare_->trace_object = std::exchange(tstate.c_traceobj, nullptr);
     rare_->profile_function = std::exchange(tstate.c_profilefunc, nullptr);
     rare_->profile_object = std::exchange(tstate.c_profileobj, nullptr);
-    rare_->coroutine_origin_tracking_depth = std::exchange(tstate.coroutine_origin_tracking_depth, 0);
+    rare_->coroutine_origin_tracking_depth = std::exchange(tstate.coroutine_origin_tracking_depth, usual_origin_depth);
     VersionState::take_local_key(tstate, rare_->local_key, rare_->local_sentinel);
     VersionState::take_loop(tstate, rare_->running_loop, rare_->running_task);
 }
@@ -53,7 +58,7 @@ void FiberState::restore_rare(PyThreadState& tstate) noexcept {
     tstate.c_traceobj = std::exchange(rare_->trace_object, nullptr);
     tstate.c_profilefunc = std::exchange(rare_->profile_function, nullptr);
     tstate.c_profileobj = std::exchange(rare_->profile_object, nullptr);
-    tstate.coroutine_origin_tracking_depth = std::exchange(rare_->coroutine_origin_tracking_depth, 0);
+    tstate.coroutine_origin_tracking_depth = std::exchange(rare_->coroutine_origin_tracking_depth, usual_origin_depth);
     VersionState::put_local_key(tstate, std::exchange(rare_->local_key, nullptr),
                                 std::exchange(rare_->local_sentinel, nullptr));
     VersionState::put_loop(tstate, std::exchange(rare_->running_loop, nullptr),
@@ -64,9 +69,7 @@ void FiberState::restore_rare(PyThreadState& tstate) noexcept {
 }
 
 void FiberState::set_async_exception(PyObject* exception) {
-    if (!rare_) {
-        rare_ = std::make_unique<RareState>();
-    }
+    need_rare();
     PyObject* old = std::exchange(rare_->async_exc, Py_XNewRef(exception));
     Py_XDECREF(old);
 }
@@ -83,9 +86,7 @@ PyObject* FiberState::handled_exception() const noexcept {
 // The interpreter counts the threads that are traced, and what it instruments follows from the count: so its own function
 // sets the words, while they stand in the running thread state.
 PyObject* FiberState::set_trace(PyThreadState& tstate, Py_tracefunc function, PyObject* argument) {
-    if (!rare_) {
-        rare_ = std::make_unique<RareState>();
-    }
+    need_rare();
     PyObject* old = Py_XNewRef(rare_->trace_object);
     std::swap(tstate.c_tracefunc, rare_->trace_function);
     std::swap(tstate.c_traceobj, rare_->trace_object);
@@ -96,9 +97,7 @@ PyObject* FiberState::set_trace(PyThreadState& tstate, Py_tracefunc function, Py
 }
 
 PyObject* FiberState::set_profile(PyThreadState& tstate, Py_tracefunc function, PyObject* argument) {
-    if (!rare_) {
-        rare_ = std::make_unique<RareState>();
-    }
+    need_rare();
     PyObject* old = Py_XNewRef(rare_->profile_object);
     std::swap(tstate.c_profilefunc, rare_->profile_function);
     std::swap(tstate.c_profileobj, rare_->profile_object);
@@ -109,7 +108,7 @@ PyObject* FiberState::set_profile(PyThreadState& tstate, Py_tracefunc function, 
 }
 
 void FiberState::clear_thread_data(PyThreadState& tstate) noexcept {
-    if (!has_rare(tstate)) {
+    if (!has_rare(tstate, tstate.coroutine_origin_tracking_depth)) {
         return;
     }
     if (tstate.c_tracefunc != nullptr) {
@@ -118,7 +117,6 @@ void FiberState::clear_thread_data(PyThreadState& tstate) noexcept {
     if (tstate.c_profilefunc != nullptr) {
         PyEval_SetProfile(nullptr, nullptr);
     }
-    tstate.coroutine_origin_tracking_depth = 0;
     Py_CLEAR(tstate.async_gen_firstiter);
     Py_CLEAR(tstate.async_gen_finalizer);
     Py_CLEAR(tstate.async_exc);

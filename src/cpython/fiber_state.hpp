@@ -25,7 +25,7 @@
 
 namespace gossamer::cpython {
 
-/// Fields that most fibers never set. All are null or zero in a thread state that has just been left.
+/// Fields that most fibers never set. All are null, zero or as usual in a thread state that has just been left.
 struct RareState {
     PyObject* dict = nullptr;
     PyObject* async_exc = nullptr;
@@ -74,7 +74,7 @@ public:
         context_ = tstate.context;
         tracing_ = tstate.tracing;
         what_event_ = tstate.what_event;
-        if (has_rare(tstate)) {
+        if (has_rare(tstate, usual_origin_depth)) {
             save_rare(tstate);
         }
     }
@@ -120,9 +120,12 @@ public:
     /// Returns the object that was set before. Throws std::bad_alloc.
     [[nodiscard]] PyObject* set_trace(PyThreadState& tstate, Py_tracefunc function, PyObject* argument);
     [[nodiscard]] PyObject* set_profile(PyThreadState& tstate, Py_tracefunc function, PyObject* argument);
+    /// The coroutine origin tracking depth that a fiber starts with, the same for all of a hub: what differs is rare.
+    int usual_origin_depth = 0;
 
 private:
-    static bool has_rare(const PyThreadState& tstate) noexcept;
+    static bool has_rare(const PyThreadState& tstate, int usual_origin_depth) noexcept;
+    void need_rare();
     void save_rare(PyThreadState& tstate) noexcept;
     void restore_rare(PyThreadState& tstate) noexcept;
 
@@ -141,10 +144,11 @@ private:
     _PyErr_StackItem exc_base_{};
 };
 
-inline bool FiberState::has_rare(const PyThreadState& tstate) noexcept {
+inline bool FiberState::has_rare(const PyThreadState& tstate, int usual_origin_depth) noexcept {
     return tstate.dict != nullptr || tstate.async_exc != nullptr || tstate.async_gen_firstiter != nullptr ||
            tstate.async_gen_finalizer != nullptr || tstate.c_tracefunc != nullptr || tstate.c_profilefunc != nullptr ||
-           VersionState::has_local_key(tstate) || VersionState::has_loop(tstate) || tstate.coroutine_origin_tracking_depth != 0;
+           VersionState::has_local_key(tstate) || VersionState::has_loop(tstate) ||
+           tstate.coroutine_origin_tracking_depth != usual_origin_depth;
 }
 
 }  // namespace gossamer::cpython

@@ -53,12 +53,14 @@ inline PyObject* signal_handler(int number) noexcept {
 /// finalized (Py_RunMain in Modules/main.c). Any eval() since then has taken the word back. Python: attached.
 inline void end_by_interrupt() noexcept { _PyRuntime.signals.unhandled_keyboard_interrupt = 1; }
 
-/// Whether the program installed a Python signal handler itself: something other than what `signal` installs at start-up.
+/// Whether the program installed a Python signal handler itself: something other than what `signal` installs at start-up,
+/// and than `own_handler`, which is Gossamer's.
 /// Python: attached.
-inline bool has_program_signal_handler(const void* default_int_handler) noexcept {
+inline bool has_program_signal_handler(const void* default_int_handler, const void* own_handler) noexcept {
     for (int number = 1; number < Py_NSIG; ++number) {
         const void* handler = signal_handler(number);
         const bool is_default = handler == nullptr || handler == Py_None || handler == default_int_handler ||
+                                handler == own_handler ||
                                 handler == _PyRuntime.signals.default_handler ||
                                 handler == _PyRuntime.signals.ignore_handler;
         if (!is_default) {

@@ -13,6 +13,7 @@
 #include "core/assert.hpp"
 #include "cpython/error.hpp"
 #include "cpython/runtime.hpp"
+#include "sched/scope.hpp"
 
 namespace gossamer::sched {
 
@@ -114,7 +115,7 @@ Hub& Hub::enter() {
     main->ident_ = PyThread_get_thread_ident();
     main->is_main_ = is_main;
     main->is_daemon = false;
-    main->born = hub->now();
+    main->born = core::coarse_now();
     main->state.adopt_thread();
     hub->main_ident_ = is_main ? main->ident_ : 0;
     hub->roster_.push_back(*main);
@@ -127,6 +128,7 @@ void Hub::leave() noexcept {
     GS_ASSERT(running_ == main_ && of_this_os_thread() == this);
     preemption_.stop();
     reclaim_finished();
+    orphan_scopes(*main_);
     remove_from_list(*this);
     set_for_this_os_thread(nullptr);
     if (main_ident_ != 0) {
@@ -198,8 +200,9 @@ VirtualThread& Hub::spawn(const Entry& entry, std::size_t stack_bytes) {
     thread->stack = stack;
     thread->ident_ = reinterpret_cast<unsigned long>(thread);
     thread->entry = entry;
-    thread->born = {};
+    thread->born = core::coarse_now();
     thread->state.begin(*tstate_, {stack.limit, stack.size_bytes()}, stack.chunk, stack.chunk_end);
+    thread->state.usual_origin_depth = usual_origin_depth_;
     thread->context = core::make_context(stack.limit, stack.top, &Hub::run_entry, thread);
     thread->status = ThreadStatus::kReady;
     roster_.push_back(*thread);
@@ -226,8 +229,17 @@ void Hub::run_entry(void* argument) {
     }
     cpython::FiberState::clear_thread_data(*hub.tstate_);
     Py_CLEAR(hub.tstate_->context);  // of a thread that started with none and set a variable
+    hub.tstate_->coroutine_origin_tracking_depth = hub.usual_origin_depth_;
     cpython::FiberState::free_pushed_chunks(*hub.tstate_);
     hub.finish_running();
+}
+
+void Hub::set_usual_origin_depth(int depth) noexcept {
+    GS_ASSERT(live_count_ == 1);
+    usual_origin_depth_ = depth;
+    main_->state.usual_origin_depth = depth;
+    loop_thread_->state.usual_origin_depth = depth;
+    tstate_->coroutine_origin_tracking_depth = depth;
 }
 
 void Hub::finish_running() noexcept {
@@ -235,6 +247,7 @@ void Hub::finish_running() noexcept {
     if (&self == main_) {
         ::_exit(0);  // a forked child whose only thread ended, as the last OS thread of a process does
     }
+    orphan_scopes(self);
     self.status = ThreadStatus::kFinished;
     self.unlink();
     --live_count_;
@@ -289,6 +302,7 @@ Wake Hub::wake_reason(VirtualThread& self, Cancellable cancellable) noexcept {
         return Wake::kFailed;
     }
     if (std::exchange(self.is_deadlocked, false)) {
+        ++statistics_.deadlocks;
         raise_deadlock(*this);
         return Wake::kFailed;
     }
@@ -388,8 +402,8 @@ void Hub::run_loop(void* hub) { static_cast<Hub*>(hub)->loop(); }
 void Hub::loop() {
     for (;;) {
         reclaim_finished();
-        turns_left_ = kTurns;
-        if (ready_.is_empty() && preempted_.is_empty()) {
+        turns_left_ = is_shuffled_ ? 0 : kTurns;
+        if (ready_.is_empty() && preempted_.is_empty() && shuffled_.empty()) {
             wait_for_work();
         } else if (reactor_->waiter_count() > 0) {
             ++statistics_.polls;
@@ -397,10 +411,43 @@ void Hub::loop() {
         }
         look_after_events();
         ready_one_preempted();
-        if (VirtualThread* next = ready_.pop()) {
+        if (VirtualThread* next = is_shuffled_ ? shuffled_ready() : ready_.pop()) {
             switch_to(*next);
         }
     }
+}
+
+VirtualThread* Hub::shuffled_ready() noexcept {
+    if (shuffled_.empty()) {
+        while (VirtualThread* thread = ready_.pop()) {
+            shuffled_.push_back(thread);
+        }
+    }
+    if (shuffled_.empty()) {
+        return nullptr;
+    }
+    // splitmix64, by Sebastiano Vigna (public domain): any seed is good, 0 too.
+    std::uint64_t bits = (shuffle_state_ += 0x9E3779B97F4A7C15u);
+    bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9u;
+    bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EBu;
+    std::swap(shuffled_[(bits ^ (bits >> 31)) % shuffled_.size()], shuffled_.back());
+    VirtualThread* chosen = shuffled_.back();
+    shuffled_.pop_back();
+    return chosen;
+}
+
+/// Under a virtual clock nobody waits for time to pass: when the kernel has nothing either, the clock jumps to the next
+/// deadline. Returns whether something may be ready now.
+bool Hub::advance_virtual_clock() noexcept {
+    core::VirtualClock& clock = *core::virtual_clock();
+    if (!mailbox_.is_empty() || reactor_->poll() > 0) {
+        return true;
+    }
+    if (external_wakes_expected_ > 0 || timers_.is_empty()) {
+        return false;
+    }
+    clock.monotonic = std::max(clock.monotonic, timers_.next().time());
+    return true;
 }
 
 void Hub::ready_one_preempted() noexcept {
@@ -447,6 +494,10 @@ void Hub::wait_for_work() {
         unpark(*main_);
         return;
     }
+    const bool is_time_virtual = core::virtual_clock() != nullptr;
+    if (is_time_virtual && advance_virtual_clock()) {
+        return;
+    }
     is_asleep_.store(true);
     sigset_t previous;
     const void* mask = nullptr;
@@ -459,7 +510,7 @@ void Hub::wait_for_work() {
         mask = &previous;
     }
     if (mailbox_.is_empty() && !must_interrupt_main()) {
-        const core::Deadline deadline = timers_.next();
+        const core::Deadline deadline = is_time_virtual ? core::Deadline::never() : timers_.next();
         ++statistics_.waits;
         reactor_->wait(
             deadline, deadline.is_never() ? core::Nanoseconds{} : now(), mask,
@@ -488,7 +539,8 @@ bool Hub::is_deadlocked() noexcept {
         other = PyThreadState_Next(other);
     }
     return other == nullptr && !(main_ident_ != 0 && (cpython::is_signal_pending() ||
-                                                      cpython::has_program_signal_handler(default_int_handler)));
+                                                      cpython::has_program_signal_handler(default_int_handler,
+                                                                                          own_signal_handler)));
 }
 
 void Hub::forget_others_after_fork() {
@@ -505,10 +557,17 @@ void Hub::reset_after_fork() {
     // leaked, as with OS threads.
     VirtualThread& self = *running_;
     ready_ = ReadyQueue{};
+    shuffled_.clear();
     preempted_ = ReadyQueue{};
     preemption_.reset_after_fork();
     timers_ = core::TimerHeap{};
     self.index = core::Timer::kIdle;
+    forget_tasks_of_scopes(self);
+    for (VirtualThread* thread = roster_.front(); thread != nullptr; thread = roster_.next_of(*thread)) {
+        if (thread != &self) {
+            thread->status = ThreadStatus::kFinished;  // nothing that still refers to it can make it ready
+        }
+    }
     reactor_ = std::make_unique<core::EpollReactor>();
     new (&roster_) core::IntrusiveList<VirtualThread>;
     static_cast<core::ListHook&>(self).next = static_cast<core::ListHook&>(self).previous = nullptr;

@@ -38,6 +38,7 @@ struct HubStatistics {
     std::uint64_t polls = 0;
     std::uint64_t waits = 0;  // polls that blocked
     std::uint64_t preemptions = 0;
+    std::uint64_t deadlocks = 0;
 };
 
 /// First in, first out; links through VirtualThread::next_ready.
@@ -167,11 +168,24 @@ public:
     /// The program is at its end: no new threads. Carrier only.
     bool is_closing = false;
 
+    /// Sets the coroutine origin tracking depth that every virtual thread of the hub starts with. Only the main one exists.
+    void set_usual_origin_depth(int depth) noexcept;
+
+    /// Runs ready virtual threads in an order that `seed` decides, for tests. What checkpoint() promises does not hold then.
+    void shuffle(std::uint64_t seed) noexcept {
+        is_shuffled_ = true;
+        shuffle_state_ = seed;
+        turns_left_ = 0;
+    }
+
     /// Makes the next switch look after signals and wake-ups. Thread: any.
     void look_soon() noexcept { attention_.store(true); }
 
     /// Sets DeadlockError in the error indicator; installed by the module, which knows the class.
     static void (*raise_deadlock)(Hub&);
+
+    /// A Python signal handler that is no hope in a deadlock, because it is ours. Borrowed, kept for ever. Main hub only.
+    const void* own_signal_handler = nullptr;
 
 private:
     static constexpr int kTurns = 61;
@@ -200,6 +214,8 @@ private:
     void wait_for_work();
     bool must_interrupt_main() const noexcept;
     VirtualThread* next_ready() noexcept;
+    VirtualThread* shuffled_ready() noexcept;
+    bool advance_virtual_clock() noexcept;
     void ready_one_preempted() noexcept;
     bool is_deadlocked() noexcept;
     Wake wake_reason(VirtualThread& self, Cancellable cancellable) noexcept;
@@ -225,6 +241,10 @@ private:
     core::IntrusiveList<VirtualThread> roster_;
     std::size_t live_count_ = 0;
     int external_wakes_expected_ = 0;
+    int usual_origin_depth_ = 0;
+    bool is_shuffled_ = false;
+    std::uint64_t shuffle_state_ = 0;
+    std::vector<VirtualThread*> shuffled_;  // ready, taken off ready_ in one go; drawn from until it is empty
     HubStatistics statistics_;
     Preemption preemption_;
 

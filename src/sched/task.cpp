@@ -3,11 +3,13 @@
 
 #include "sched/task.hpp"
 
+#include <algorithm>
 #include <new>
 #include <utility>
 
 #include "core/parking_lot.hpp"
 #include "cpython/args.hpp"
+#include "cpython/exceptions.hpp"
 #include "cpython/ref.hpp"
 #include "sched/scope.hpp"
 #include "sched/wait.hpp"
@@ -25,13 +27,28 @@ TaskObject& as_task(PyObject* self) noexcept { return *reinterpret_cast<TaskObje
 
 PyObject* as_object(TaskObject& task) noexcept { return &task.ob_base; }
 
+void call_callbacks(TaskObject& task) {
+    const Ref callbacks = Ref::steal_or_null(std::exchange(task.callbacks, nullptr));
+    if (!callbacks) {
+        return;
+    }
+    for (Py_ssize_t index = 0; index < PyList_GET_SIZE(callbacks.ptr()); ++index) {
+        const Ref callback = cpython::borrow(PyList_GET_ITEM(callbacks.ptr(), index));
+        if (!Ref::steal_or_null(PyObject_CallOneArg(callback.ptr(), as_object(task)))) {
+            PyErr_WriteUnraisable(callback.ptr());
+        }
+    }
+}
+
 void finish_task(TaskObject& task, PyObject* result, Ref exception) {
     task.result = result;
-    task.is_cancelled = exception && is_cancelled_error(exception.ptr());
+    task.is_cancelled = exception && cpython::is_cancelled_error(exception.ptr());
     task.exception = Py_XNewRef(exception.ptr());
+    task.traceback = exception ? PyException_GetTraceback(exception.ptr()) : nullptr;
     task.thread = nullptr;
     task.is_done = true;
     core::ParkingLot::instance().unpark_all(&task);
+    call_callbacks(task);
     if (task.scope != nullptr) {
         task.sibling.unlink();
         ScopeObject* scope = std::exchange(task.scope, nullptr);
@@ -39,6 +56,27 @@ void finish_task(TaskObject& task, PyObject* result, Ref exception) {
         scope_task_ended(*scope, task.is_cancelled ? nullptr : exception.ptr());
         Py_DECREF(reinterpret_cast<PyObject*>(scope));
     }
+}
+
+/// The result of a coroutine, which is run here; any other object unchanged. Null with the error indicator set.
+PyObject* run_if_coroutine(PyObject* object) {
+    if (object == nullptr || !PyCoro_CheckExact(object)) {
+        return object;
+    }
+    return guarded<PyObject*>(nullptr, [&] {
+        const Ref coroutine = steal(object);
+        const Ref module = steal(PyImport_ImportModule("gossamer._coroutines"));
+        return steal(PyObject_CallMethod(module.ptr(), "run_coroutine", "O", coroutine.ptr())).release();
+    });
+}
+
+/// Raises the exception of a task that failed, with the traceback that it ended with: joiners' frames do not pile up.
+[[noreturn]] void raise_exception_of(TaskObject& task) {
+    if (PyException_SetTraceback(task.exception, task.traceback == nullptr ? Py_None : task.traceback) < 0) {
+        throw ErrorSet{};
+    }
+    PyErr_SetRaisedException(Py_NewRef(task.exception));
+    throw ErrorSet{};
 }
 
 /// Does for a spawned virtual thread what threading does for a Thread: threading.settrace() and setprofile() are asked.
@@ -57,7 +95,6 @@ void begin_tracing(const cpython::ModuleState& state) {
 void run_task(VirtualThread& thread, void* argument) {
     auto& task = *static_cast<TaskObject*>(argument);
     const Ref keep_alive = Ref::steal_or_null(as_object(task));  // the reference that the virtual thread owned
-    PyObject* callable = std::exchange(task.callable, nullptr);
     PyObject* args = std::exchange(task.args, nullptr);
     PyObject* kwargs = std::exchange(task.kwargs, nullptr);
     PyObject* result = nullptr;
@@ -67,21 +104,22 @@ void run_task(VirtualThread& thread, void* argument) {
     } else {
         result = guarded<PyObject*>(nullptr, [&] {
             begin_tracing(cpython::state_of_defining_class(Py_TYPE(&task.ob_base)));
-            return PyObject_Call(callable, args, kwargs);
+            return run_if_coroutine(PyObject_Call(task.callable, args, kwargs));
         });
     }
     Ref exception = Ref::steal_or_null(result == nullptr ? PyErr_GetRaisedException() : nullptr);
-    // Thread-local data dies before the task counts as ended, as an OS thread's does.
+    // Let go before the task counts as ended: a finaliser that this runs belongs to the task, as the death of its
+    // thread-local data does.
+    Py_DECREF(std::exchange(task.callable, nullptr));
+    Py_DECREF(args);
+    Py_XDECREF(kwargs);
     cpython::FiberState::clear_thread_data(thread.hub().tstate());
     finish_task(task, result, std::move(exception));
     thread.object = nullptr;
-    Py_DECREF(callable);
-    Py_DECREF(args);
-    Py_XDECREF(kwargs);
 }
 
 bool wait_for_end(TaskObject& task, core::Deadline deadline) {
-    const auto is_over = [&task] { return task.is_done; };
+    const auto is_over = [&task] { return task.is_done.load(); };
     if (task.is_done) {
         return true;
     }
@@ -99,8 +137,10 @@ core::Deadline deadline_of(PyObject* timeout) {
     if (timeout == nullptr || timeout == Py_None) {
         return core::Deadline::never();
     }
+    // The past is as good as now: a negative time-out looks once, as in concurrent.futures.
     return core::Deadline::after(core::monotonic_now(),
-                                 core::Nanoseconds(cpython::nanoseconds_from_seconds(timeout)));
+                                 core::Nanoseconds(std::max<std::int64_t>(
+                                     cpython::nanoseconds_from_seconds(timeout), 0)));
 }
 
 /// Parses `(timeout=None)`, waits, raises TimeoutError when the time is up.
@@ -125,8 +165,7 @@ PyObject* task_result(PyObject* self, PyObject* const* args, Py_ssize_t count, P
         wait_with_timeout(task, args, count, names);
         if (task.exception != nullptr) {
             task.is_retrieved = true;
-            PyErr_SetRaisedException(Py_NewRef(task.exception));
-            throw ErrorSet{};
+            raise_exception_of(task);
         }
         return Py_NewRef(task.result);
     });
@@ -139,8 +178,7 @@ PyObject* task_exception(PyObject* self, PyObject* const* args, Py_ssize_t count
         wait_with_timeout(task, args, count, names);
         task.is_retrieved = true;
         if (task.is_cancelled) {
-            PyErr_SetRaisedException(Py_NewRef(task.exception));
-            throw ErrorSet{};
+            raise_exception_of(task);
         }
         return Py_NewRef(task.exception == nullptr ? Py_None : task.exception);
     });
@@ -150,6 +188,43 @@ PyObject* task_wait(PyObject* self, PyObject* timeout) {
     return guarded<PyObject*>(nullptr, [&] {
         const Ref keep_alive = cpython::borrow(self);
         return Py_NewRef(wait_for_end(as_task(self), deadline_of(timeout)) ? Py_True : Py_False);
+    });
+}
+
+/// _on_end(callback): calls it with the task in the task's virtual thread, at its end; at once if that has been.
+PyObject* task_on_end(PyObject* self, PyObject* callback) {
+    return guarded<PyObject*>(nullptr, [&] {
+        TaskObject& task = as_task(self);
+        if (task.is_done) {
+            return steal(PyObject_CallOneArg(callback, self)).release();
+        }
+        if (task.callbacks == nullptr) {
+            task.callbacks = steal(PyList_New(0)).release();
+        }
+        cpython::check(PyList_Append(task.callbacks, callback));
+        Py_RETURN_NONE;
+    });
+}
+
+/// _forget(callback): takes _on_end back, if the task has not ended.
+PyObject* task_forget(PyObject* self, PyObject* callback) {
+    return guarded<PyObject*>(nullptr, [&] {
+        PyObject* callbacks = as_task(self).callbacks;
+        for (Py_ssize_t index = 0; callbacks != nullptr && index < PyList_GET_SIZE(callbacks); ++index) {
+            if (PyList_GET_ITEM(callbacks, index) == callback) {
+                cpython::check(PySequence_DelItem(callbacks, index));
+                break;
+            }
+        }
+        Py_RETURN_NONE;
+    });
+}
+
+/// `await task`: an iterator made by gossamer/_coroutines.py.
+PyObject* task_await(PyObject* self) {
+    return guarded<PyObject*>(nullptr, [&] {
+        const Ref module = steal(PyImport_ImportModule("gossamer._coroutines"));
+        return steal(PyObject_CallMethod(module.ptr(), "await_task", "O", self)).release();
     });
 }
 
@@ -178,6 +253,24 @@ PyObject* task_is_retrieved(PyObject* self, void*) {
     return Py_NewRef(task.exception == nullptr || task.is_retrieved ? Py_True : Py_False);
 }
 
+PyObject* task_has_failed(PyObject* self, void*) {
+    return Py_NewRef(as_task(self).exception != nullptr ? Py_True : Py_False);
+}
+
+/// The qualified name of what a task runs, or its type's; None once the task has ended.
+PyObject* task_name(PyObject* self, void*) {
+    const Ref callable = cpython::borrow(as_task(self).callable);
+    if (!callable) {
+        Py_RETURN_NONE;
+    }
+    PyObject* name = PyObject_GetAttrString(callable.ptr(), "__qualname__");
+    if (name == nullptr) {
+        PyErr_Clear();
+        return PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(callable.ptr())), "__qualname__");
+    }
+    return name;
+}
+
 PyObject* task_repr(PyObject* self) {
     const TaskObject& task = as_task(self);
     const char* state = !task.is_done        ? "running"
@@ -185,7 +278,10 @@ PyObject* task_repr(PyObject* self) {
                         : task.exception     ? "failed"
                                              : "done";
     if (task.callable != nullptr) {
-        return PyUnicode_FromFormat("<gossamer.Task %s %R at %p>", "ready", task.callable, self);
+        const Ref name = Ref::steal_or_null(task_name(self, nullptr));
+        return name ? PyUnicode_FromFormat("<gossamer.Task %s %S at %p>", task.args == nullptr ? "running" : "ready",
+                                           name.ptr(), self)
+                    : nullptr;
     }
     return PyUnicode_FromFormat("<gossamer.Task %s at %p>", state, self);
 }
@@ -198,6 +294,8 @@ int task_traverse(PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(task.kwargs);
     Py_VISIT(task.result);
     Py_VISIT(task.exception);
+    Py_VISIT(task.traceback);
+    Py_VISIT(task.callbacks);
     Py_VISIT(reinterpret_cast<PyObject*>(task.scope));
     return 0;
 }
@@ -209,6 +307,8 @@ int task_clear(PyObject* self) {
     Py_CLEAR(task.kwargs);
     Py_CLEAR(task.result);
     Py_CLEAR(task.exception);
+    Py_CLEAR(task.traceback);
+    Py_CLEAR(task.callbacks);
     return 0;
 }
 
@@ -251,6 +351,8 @@ PyMethodDef methods[] = {
     {"exception", _PyCFunction_CAST(task_exception), METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR("exception($self, /, timeout=None)\n--\n\nWait for the end; return the task's exception, or None.")},
     {"_wait", task_wait, METH_O, PyDoc_STR("_wait($self, timeout, /)\n--\n\nWait for the end; return whether it came.")},
+    {"_on_end", task_on_end, METH_O, nullptr},
+    {"_forget", task_forget, METH_O, nullptr},
     {"cancel", task_cancel, METH_NOARGS,
      PyDoc_STR("cancel($self, /)\n--\n\nAsk for cancellation; return False if the task has ended.")},
     {"done", task_done, METH_NOARGS, PyDoc_STR("done($self, /)\n--\n\nReturn whether the task has ended.")},
@@ -263,6 +365,8 @@ PyMethodDef methods[] = {
 PyGetSetDef properties[] = {
     {"ident", task_ident, nullptr, PyDoc_STR("threading.get_ident() of the virtual thread; None once it has ended."),
      nullptr},
+    {"_name", task_name, nullptr, PyDoc_STR("The name of what the task runs; None once it has ended."), nullptr},
+    {"_has_failed", task_has_failed, nullptr, PyDoc_STR("Whether the task ended with an exception."), nullptr},
     {"_is_retrieved", task_is_retrieved, nullptr, PyDoc_STR("Whether no exception of the task can be lost."), nullptr},
     {}};
 
@@ -274,6 +378,7 @@ PyType_Slot slots[] = {{Py_tp_doc, const_cast<char*>("The handle of a spawned vi
                        {Py_tp_finalize, reinterpret_cast<void*>(task_finalize)},
                        {Py_tp_traverse, reinterpret_cast<void*>(task_traverse)},
                        {Py_tp_clear, reinterpret_cast<void*>(task_clear)},
+                       {Py_am_await, reinterpret_cast<void*>(task_await)},
                        {Py_tp_repr, reinterpret_cast<void*>(task_repr)},
                        {Py_tp_methods, methods},
                        {Py_tp_getset, properties},

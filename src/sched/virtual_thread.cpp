@@ -20,27 +20,37 @@ void VirtualThread::request_cancellation() noexcept {
     wake();
 }
 
-void VirtualThread::request_scope_cancellation() noexcept {
-    ++scope_cancellations;
-    hub_->unpark(*this);
+unsigned VirtualThread::request_scope_cancellation() noexcept {
+    ++cancel_requests;
+    ++unraised_cancellations;
+    wake();
+    return cancellations_raised;
 }
 
-void VirtualThread::withdraw_scope_cancellation() noexcept { scope_cancellations -= scope_cancellations > 0 ? 1 : 0; }
+void VirtualThread::withdraw_scope_cancellation(unsigned stamp) noexcept {
+    --cancel_requests;
+    if (stamp == cancellations_raised && unraised_cancellations > 0) {
+        --unraised_cancellations;
+    }
+    if (cancel_requests == 0) {
+        unraised_cancellations = 0;
+    }
+}
 
 void VirtualThread::take_cancellation() noexcept {
-    was_cancelled_from_outside = has_cancellation.exchange(false);
-    if (!was_cancelled_from_outside) {
-        withdraw_scope_cancellation();
-    }
+    cancel_requests += has_cancellation.exchange(false) ? 1 : 0;
+    unraised_cancellations = 0;
+    ++cancellations_raised;
 }
 
 // The letter is left alone: a late wake-up may still be in the mailbox.
 void VirtualThread::reset_for_next_tenant() noexcept {
     next_ready = nullptr;
     exceptions = {};
-    is_timed_out = is_uninterruptible = is_deadlocked = was_cancelled_from_outside = false;
+    is_timed_out = is_uninterruptible = is_deadlocked = false;
     has_cancellation.store(false);
-    scope_cancellations = 0;
+    cancel_requests = unraised_cancellations = 0;
+    cancellations_raised = 0;
     is_daemon = true;
     is_scoped = false;
     shield_depth = no_switch_depth = 0;

@@ -83,15 +83,18 @@ public:
 
     /// Asks for a cancellation from outside: raised once, at the park or at the next one. Thread: any.
     void request_cancellation() noexcept;
-    /// The same on behalf of a scope that the thread is inside of. Thread: carrier.
-    void request_scope_cancellation() noexcept;
-    /// Takes a scope's request back if it has not been raised.
-    void withdraw_scope_cancellation() noexcept;
+    /// The same on behalf of a scope that the thread is inside of, which withdraws it when it is left. Returns a stamp for
+    /// that. Thread: any. Python: attached.
+    [[nodiscard]] unsigned request_scope_cancellation() noexcept;
+    /// Takes a scope's request back; if it was not raised yet, it never is.
+    void withdraw_scope_cancellation(unsigned stamp) noexcept;
+    /// The requests that nobody has withdrawn are raised once more: the exception that told of them was replaced.
+    void raise_cancellation_again() noexcept { unraised_cancellations = cancel_requests > 0 ? 1 : 0; }
     /// Whether a park must end now: a cancellation waits and no shield is up.
     bool must_cancel() const noexcept {
-        return shield_depth == 0 && (has_cancellation.load(std::memory_order_relaxed) || scope_cancellations > 0);
+        return shield_depth == 0 && (has_cancellation.load(std::memory_order_relaxed) || unraised_cancellations > 0);
     }
-    /// Takes the cancellation that is about to be raised.
+    /// Takes every request that waits: one exception is about to be raised for all.
     void take_cancellation() noexcept;
 
     // Carrier only. The hub's and its helpers' to touch.
@@ -102,8 +105,10 @@ public:
     ThreadStatus status = ThreadStatus::kReady;
     bool is_timed_out = false;
     std::atomic<bool> has_cancellation{false};  // any thread
-    bool was_cancelled_from_outside = false;    // the last one that was raised
-    int scope_cancellations = 0;
+    int cancel_requests = 0;          // raised or not; a scope withdraws its own
+    int unraised_cancellations = 0;   // of scopes
+    unsigned cancellations_raised = 0;
+    core::IntrusiveList<core::ListHook> open_scopes;  // outermost first (sched/scope.hpp)
     bool is_uninterruptible = false;  // parked, and signal handlers must not run before it was served
     bool is_deadlocked = false;
     bool is_daemon = true;            // not waited for at the end of the program

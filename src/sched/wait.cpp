@@ -6,35 +6,16 @@
 #include <cerrno>
 #include <new>
 
-#include "cpython/ref.hpp"
+#include "cpython/exceptions.hpp"
 
 namespace gossamer::sched {
 
 void raise_wake(Hub& hub, Wake wake) {
     if (wake == Wake::kCancelled) {
         hub.running().take_cancellation();
-        // Imported only now: asyncio takes 90 ms, and most programs never cancel.
-        const cpython::Ref module = cpython::steal(PyImport_ImportModule("asyncio.exceptions"));
-        const cpython::Ref type = cpython::steal(PyObject_GetAttrString(module.ptr(), "CancelledError"));
-        PyErr_SetNone(type.ptr());
+        cpython::set_cancelled_error();
     }
     throw cpython::ErrorSet{};
-}
-
-bool is_cancelled_error(PyObject* exception) noexcept {
-    PyObject* modules = PyImport_GetModuleDict();
-    PyObject* module = PyDict_GetItemString(modules, "asyncio.exceptions");
-    if (module == nullptr) {
-        return false;
-    }
-    PyObject* type = PyObject_GetAttrString(module, "CancelledError");
-    if (type == nullptr) {
-        PyErr_Clear();  // a module of that name that is not asyncio's
-        return false;
-    }
-    const int matches = PyErr_GivenExceptionMatches(exception, type);
-    Py_DECREF(type);
-    return matches != 0;
 }
 
 Wake try_wait_for_fd(Hub& hub, int fd, const void* owner, core::Interest interest, const char* what,

@@ -26,9 +26,6 @@ namespace gossamer::sched {
 /// Raises what ended a wait: CancelledError for kCancelled, the error already set for kFailed.
 [[noreturn]] void raise_wake(Hub& hub, Wake wake);
 
-/// Whether `exception` is asyncio's CancelledError; never imports asyncio, for who raised it has. Python: attached.
-[[nodiscard]] bool is_cancelled_error(PyObject* exception) noexcept;
-
 /// A place in the parking lot's queue of one key; given up at the latest when it goes, also by a C++ exception.
 class QueuePlace final {
 public:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``gossamer run``.
+"""The command line: ``gossamer run``, ``gossamer doctor``.
 
 Parsing stops at the program: everything after it is the program's own, as with ``python``.
 """
@@ -9,17 +9,21 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from gossamer._cli.run import RunOptions, run_program
+from gossamer._cli.run import run_program
+from gossamer._cli.start import RunOptions
 
 _USAGE = """\
 usage: gossamer run [OPTIONS] (SCRIPT | -m MODULE | -c CODE) [ARGS...]
+       gossamer doctor
 
-Run a Python program unchanged, its main thread and its threads virtual.
+run: run a Python program unchanged, its main thread and its threads virtual.
+doctor: say what works on this machine, and how to mend what does not.
 
-options:
+options of run:
   --os-threads             threads that the program starts stay OS threads
   --lost-errors=exit|warn  exit: an error that nobody took makes the exit code 1 (the default)
   --exit-grace=SECONDS     time for what is left at the end to clean up (5)
+  --no-inherit             Python children of the program are plain Python
   -h, --help               show this
 """
 
@@ -30,8 +34,12 @@ def main() -> NoReturn:
     if arguments[:1] in (["-h"], ["--help"]):
         print(_USAGE, end="")
         sys.exit(0)
+    if arguments == ["doctor"]:
+        from gossamer._cli.doctor import run_doctor
+
+        sys.exit(run_doctor())
     if arguments[:1] != ["run"]:
-        _refuse("the command is `run`")
+        _refuse("the commands are `run` and `doctor`")
     run_program(_parse_run(arguments[1:]))
 
 
@@ -45,6 +53,8 @@ def _parse_run(arguments: list[str]) -> RunOptions:
             sys.exit(0)
         elif argument == "--os-threads":
             options.os_threads = True
+        elif argument == "--no-inherit":
+            options.inherit = False
         elif argument.startswith("--lost-errors="):
             options.lost_errors = _choice(argument, ("exit", "warn"))
         elif argument.startswith("--exit-grace="):

@@ -8,40 +8,23 @@ and the last of them ends Gossamer.
 
 from __future__ import annotations
 
-import atexit
 import builtins
 import importlib.machinery
 import io
 import linecache
 import os
-import resource
 import runpy
 import sys
 import types
-from dataclasses import dataclass, field
 from typing import NoReturn
 
 from gossamer import _core, _run
-
-
-@dataclass
-class RunOptions:
-    """What the command line asked for."""
-
-    kind: str = "script"  # script, -m or -c
-    program: str = ""
-    arguments: list[str] = field(default_factory=list)
-    os_threads: bool = False
-    lost_errors: str = "exit"
-    exit_grace: float = 5.0
-    is_interrupted: bool = False  # the program ended by an uncaught KeyboardInterrupt
+from gossamer._cli.start import RunOptions, start
 
 
 def run_program(options: RunOptions) -> NoReturn:
     """Run the program and end the process with its exit code."""
-    _raise_descriptor_limit()
-    _run.enter(virtual_threads=not options.os_threads)
-    atexit.register(_leave, options)  # registered first, so it runs last
+    start(options, leave)
     failure: BaseException | None = None
     try:
         _execute(options)
@@ -59,12 +42,6 @@ def run_program(options: RunOptions) -> NoReturn:
         options.is_interrupted = True
         raise failure
     sys.exit(1)
-
-
-def _raise_descriptor_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _execute(options: RunOptions) -> None:
@@ -118,7 +95,8 @@ def _report(error: BaseException) -> None:
     _core.report_uncaught(error.with_traceback(trace))
 
 
-def _leave(options: RunOptions) -> None:
+def leave(options: RunOptions) -> None:
+    """End Gossamer with the process; the last of the atexit handlers."""
     _write_statistics()
     _run.leave(options.exit_grace)
     if options.lost_errors == "exit" and _core.was_error_lost():

@@ -37,4 +37,12 @@ void install();
 /// Whether a default `threading.excepthook` reported an error that nobody else took.
 bool was_error_lost() noexcept;
 
+/// Gives the calling OS thread a virtual clock, which starts at the real time and stands still; `time`'s clocks follow it.
+/// Throws ErrorSet.
+void start_virtual_clock();
+void stop_virtual_clock() noexcept;
+
+/// Counts an error as lost that was told in another way: a coroutine that was never awaited. Thread: any.
+void note_lost_error() noexcept;
+
 }  // namespace gossamer::interpose

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "core/parking_lot.hpp"
+#include "cpython/exceptions.hpp"
 #include "cpython/ref.hpp"
 #include "interpose/python/install.hpp"
 #include "interpose/python/method_table.hpp"
@@ -54,7 +55,7 @@ void report_unraisable(PyObject* function) {
 
 /// Whether `exception` is the cancellation that the end of the program sent to the threads that were left.
 bool is_end_of_program(Hub& hub, PyObject* exception) noexcept {
-    return hub.is_closing && sched::is_cancelled_error(exception);
+    return hub.is_closing && cpython::is_cancelled_error(exception);
 }
 
 void run_started(VirtualThread& thread, void* argument) {
@@ -229,6 +230,8 @@ PyObject* interrupt_main(PyObject* module, PyObject* args) {
 }  // namespace
 
 bool was_error_lost() noexcept { return error_was_lost; }
+
+void note_lost_error() noexcept { error_was_lost = true; }
 
 void join_non_daemons() {
     Hub& hub = *Hub::current();

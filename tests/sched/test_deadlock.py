@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A deadlock is an error that tells where each virtual thread waits, and its scopes then cancel the rest."""
+
+import asyncio
+import queue
+import threading
+
+import gossamer as gs
+import pytest
+from virtually import settle, virtually
+
+
+def hold_for_ever(lock):
+    lock.acquire()
+    lock.acquire()  # the line that is told
+
+
+def deadlock_of(caught):
+    (error,) = caught.value.exceptions
+    assert isinstance(error, gs.DeadlockError)
+    return error
+
+
+def test_deadlock_is_raised_at_the_park_of_main():
+    with pytest.raises(gs.DeadlockError) as caught:
+        gs.run(hold_for_ever, threading.Lock())
+
+    assert "main: Lock.acquire" in str(caught.value)
+    assert "lock.acquire()  # the line that is told" in str(caught.value)
+
+
+@virtually
+def test_message_has_the_programs_line_of_each_wait():
+    """Condition.wait parks in threading.py, but the program's line is the one that calls it."""
+
+    def wait_on_event():
+        threading.Event().wait()  # the program's line
+
+    with pytest.raises(ExceptionGroup) as caught, gs.scope() as scope:
+        scope.spawn(wait_on_event)
+        scope.spawn(hold_for_ever, threading.Lock())
+
+    message = str(deadlock_of(caught))
+    assert "main: the tasks of a scope" in message
+    assert "wait_on_event: Lock.acquire" in message
+    assert "threading.Event().wait()  # the program's line" in message
+    assert "lock.acquire()  # the line that is told" in message
+    assert "gossamer/_" not in message
+
+
+@virtually
+def test_rest_is_cancelled_and_cleans_up():
+    cleaned = []
+
+    def wait():
+        try:
+            queue.SimpleQueue().get()
+        except asyncio.CancelledError:
+            gs.checkpoint()
+            cleaned.append(True)
+            raise
+
+    with pytest.raises(ExceptionGroup), gs.scope() as scope:
+        scope.spawn(wait)
+        scope.spawn(wait)
+
+    assert [True, True] == cleaned
+
+
+def test_task_that_deadlocks_again_is_let_go():
+    def refuse():
+        while True:
+            try:
+                queue.SimpleQueue().get()
+            except asyncio.CancelledError:
+                if len(tries) > 3:
+                    raise
+                tries.append(True)
+
+    tries = []
+
+    def main():
+        with pytest.raises(ExceptionGroup) as caught:
+            with gs.scope() as scope:
+                scope.spawn(refuse)
+        deadlock_of(caught)
+
+    for _ in range(2):
+        gs.run(main, grace=0.01)
+
+
+@virtually
+def test_main_can_go_on_after_a_deadlock():
+    lock = threading.Lock()
+    lock.acquire()
+
+    with pytest.raises(gs.DeadlockError):
+        lock.acquire()
+
+    lock.release()
+    lock.acquire()
+
+
+@virtually
+def test_timer_is_hope():
+    lock = threading.Lock()
+    lock.acquire()
+
+    assert not lock.acquire(timeout=0.001)
+
+
+@virtually
+def test_os_thread_is_hope():
+    answer = queue.SimpleQueue()
+    threading.Timer(0.01, answer.put, [1]).start()
+
+    assert 1 == answer.get()
+
+
+def test_deadlock_after_main_has_ended_is_raised_by_run():
+    """Here: a call of an executor, which is waited for. Leaving ends it all the same."""
+    futures = []
+
+    def main():
+        executor = gs.VirtualThreadPoolExecutor()
+        futures.append(executor.submit(hold_for_ever, threading.Lock()))
+
+    with pytest.raises(gs.DeadlockError):
+        gs.run(main)
+
+    assert futures[0].done()
+    assert 0 == gs.run(int)
+
+
+@virtually
+def test_deadlock_of_many_names_some():
+    with pytest.raises(ExceptionGroup) as caught, gs.scope() as scope:
+        for _ in range(100):
+            scope.spawn(hold_for_ever, threading.Lock())
+        settle()
+
+    assert "... and 51 more" in str(deadlock_of(caught))
