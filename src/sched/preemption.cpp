@@ -93,6 +93,9 @@ PyObject* code_of_handler(PyObject* handler) noexcept {
 }
 
 bool is_code_of_signal_handler(const PyCodeObject* code) noexcept {
+    if (code == nullptr) {
+        return false;
+    }
     for (int number = 1; number < Py_NSIG; ++number) {
         if (code_of_handler(cpython::signal_handler(number)) == reinterpret_cast<const PyObject*>(code)) {
             return true;
