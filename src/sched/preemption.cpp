@@ -183,7 +183,8 @@ void Preemption::tick(core::Watch& watch, core::TickKind kind) noexcept {
 void Preemption::ask() noexcept {
     Slot& slot = slots[static_cast<std::size_t>(slot_)];
     if (!slot.change(slot.generation(), Slot::kIdle, Slot::kAsked)) {
-        return;  // one is in the queue
+        cpython::PendingCalls::remind(hub_.tstate());  // one is in the queue
+        return;
     }
     asked_at_switches_.store(seen_switches_);
     if (!cpython::PendingCalls::add(*hub_.tstate().interp, &run_request, ticket_of(slot_))) {
