@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 
 #include "core/assert.hpp"
 #include "cpython/error.hpp"
@@ -120,8 +121,14 @@ Preemption::Preemption(Hub& hub) noexcept : Watch(&tick), hub_(hub), pending_cal
 Preemption::~Preemption() { stop(); }
 
 void Preemption::prepare() {
-    constexpr int kTries = 3;
-    for (int tries = 0; check_ == Check::kBusy && tries < kTries; ++tries) {
+    // Another OS thread may be inside a pending call, or pop ours. If we are inside one ourselves it stays like that.
+    constexpr int kTries = 100;
+    constexpr timespec kPause{.tv_sec = 0, .tv_nsec = 100'000};
+    check_ = pending_calls_.verify(hub_.tstate());
+    for (int tries = 1; check_ == Check::kBusy && tries < kTries; ++tries) {
+        PyThreadState* tstate = PyEval_SaveThread();
+        ::nanosleep(&kPause, nullptr);
+        PyEval_RestoreThread(tstate);
         check_ = pending_calls_.verify(hub_.tstate());
     }
     if (!raw_io_type_) {
