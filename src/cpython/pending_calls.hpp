@@ -38,6 +38,14 @@ public:
     /// is full. Thread: any. Python: not needed.
     static bool add(PyInterpreterState& interpreter, Function function, void* argument) noexcept;
 
+    /// Has `tstate`'s thread look at the queue. One that met the mark of another thread leaves what is queued to that one
+    /// (3.13 on), which may end or sleep without looking again. Thread: any; `tstate` must live. Python: not needed.
+    static void remind([[maybe_unused]] PyThreadState& tstate) noexcept {
+#if PY_VERSION_HEX >= 0x030D0000
+        signal(tstate);
+#endif
+    }
+
     /// Gives the mark up: the caller is a pending call, and takes it back. Thread: carrier. Python: attached.
     void give_up_mark(PyThreadState& tstate) noexcept;
 

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 
 #include "core/assert.hpp"
 #include "cpython/error.hpp"
@@ -93,6 +94,9 @@ PyObject* code_of_handler(PyObject* handler) noexcept {
 }
 
 bool is_code_of_signal_handler(const PyCodeObject* code) noexcept {
+    if (code == nullptr) {
+        return false;
+    }
     for (int number = 1; number < Py_NSIG; ++number) {
         if (code_of_handler(cpython::signal_handler(number)) == reinterpret_cast<const PyObject*>(code)) {
             return true;
@@ -117,8 +121,14 @@ Preemption::Preemption(Hub& hub) noexcept : Watch(&tick), hub_(hub), pending_cal
 Preemption::~Preemption() { stop(); }
 
 void Preemption::prepare() {
-    constexpr int kTries = 3;
-    for (int tries = 0; check_ == Check::kBusy && tries < kTries; ++tries) {
+    // Another OS thread may be inside a pending call, or pop ours. If we are inside one ourselves it stays like that.
+    constexpr int kTries = 100;
+    constexpr timespec kPause{.tv_sec = 0, .tv_nsec = 100'000};
+    check_ = pending_calls_.verify(hub_.tstate());
+    for (int tries = 1; check_ == Check::kBusy && tries < kTries; ++tries) {
+        PyThreadState* tstate = PyEval_SaveThread();
+        ::nanosleep(&kPause, nullptr);
+        PyEval_RestoreThread(tstate);
         check_ = pending_calls_.verify(hub_.tstate());
     }
     if (!raw_io_type_) {
@@ -180,7 +190,8 @@ void Preemption::tick(core::Watch& watch, core::TickKind kind) noexcept {
 void Preemption::ask() noexcept {
     Slot& slot = slots[static_cast<std::size_t>(slot_)];
     if (!slot.change(slot.generation(), Slot::kIdle, Slot::kAsked)) {
-        return;  // one is in the queue
+        cpython::PendingCalls::remind(hub_.tstate());  // one is in the queue
+        return;
     }
     asked_at_switches_.store(seen_switches_);
     if (!cpython::PendingCalls::add(*hub_.tstate().interp, &run_request, ticket_of(slot_))) {
