@@ -47,7 +47,8 @@ public:
     static constexpr Deadline never() noexcept { return Deadline(kNever); }
     static constexpr Deadline at(Nanoseconds when) noexcept { return Deadline(when.count()); }
 
-    /// The deadline `delay` after `now`; saturates at `never()`, so a huge delay cannot wrap around.
+    /// The deadline `delay` after `now`, which is not negative; saturates at `never()`, so a huge delay cannot wrap
+    /// around.
     static constexpr Deadline after(Nanoseconds now, Nanoseconds delay) noexcept {
         const std::int64_t room = kNever - now.count();
         return delay.count() >= room ? never() : Deadline(now.count() + delay.count());

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/epoll_reactor.hpp"
 
+#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <system_error>
+#include <unistd.h>
 
 #include "core/assert.hpp"
 
@@ -21,7 +23,16 @@ namespace {
 constexpr std::uint32_t kHangUp = EPOLLHUP | EPOLLERR;
 constexpr std::uint32_t kReadable = EPOLLIN | EPOLLRDHUP | kHangUp;
 constexpr std::uint32_t kWritable = EPOLLOUT | kHangUp;
-constexpr std::uint64_t kWakeEvent = UINT64_MAX;
+constexpr std::uint64_t kWakeEvent = UINT64_MAX;  // no descriptor is so high
+
+/// What the kernel keeps with a registration: the number, and which registration of it this is.
+std::uint64_t event_key(int fd, std::uint32_t generation) noexcept {
+    return (std::uint64_t{generation} << 32) | static_cast<std::uint32_t>(fd);
+}
+
+constexpr long kPwait2 = 441;  // the system call's number; glibc has a function for it only from 2.35 on
+
+std::atomic<bool> has_pwait2{true};
 
 int checked(int result, const char* call) {
     if (result < 0) {
@@ -72,23 +83,44 @@ FdEntry* EpollReactor::find(int fd) noexcept {
 }
 
 int EpollReactor::add_waiter(int fd, FdEntry& entry, FdWaiter& waiter) noexcept {
-    const std::uint32_t events = entry.registered_events | waiter.wanted_events;
-    if (!entry.is_registered || events != entry.registered_events) {
-        // Both ADD and MOD report at once what is ready already, so nothing between the EAGAIN and here is missed.
-        epoll_event event{.events = events | EPOLLRDHUP | EPOLLPRI | EPOLLET,
-                          .data = {.u64 = static_cast<std::uint64_t>(fd)}};
-        const int first = entry.registered_events == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
-        const int second = first == EPOLL_CTL_ADD ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
-        const int missing = first == EPOLL_CTL_ADD ? EEXIST : ENOENT;
-        if (::epoll_ctl(epoll_.get(), first, fd, &event) != 0 &&
-            (errno != missing || ::epoll_ctl(epoll_.get(), second, fd, &event) != 0)) {
-            return errno;
+    std::uint32_t events = waiter.wanted_events;
+    if (entry.is_registered) {
+        events |= entry.registered_events;
+    } else {
+        for (FdWaiter* other = entry.waiters.front(); other != nullptr; other = entry.waiters.next_of(*other)) {
+            events |= other->wanted_events;
         }
-        entry.registered_events = events;
-        entry.is_registered = true;
+    }
+    if (!entry.is_registered || events != entry.registered_events) {
+        const int error = register_for(fd, entry, events);
+        if (error != 0) {
+            return error;
+        }
     }
     entry.waiters.push_back(waiter);
     ++waiter_count_;
+    return 0;
+}
+
+int EpollReactor::register_for(int fd, FdEntry& entry, std::uint32_t events) noexcept {
+    // Both ADD and MOD report at once what is ready already, so nothing between the EAGAIN and here is missed.
+    epoll_event event{.events = events | EPOLLRDHUP | EPOLLPRI | EPOLLET,
+                      .data = {.u64 = event_key(fd, entry.generation + 1)}};
+    const bool may_be_there = entry.registered_events != 0;
+    if (::epoll_ctl(epoll_.get(), may_be_there ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event) != 0) {
+        if (errno != (may_be_there ? ENOENT : EEXIST)) {
+            return errno;
+        }
+        if (::epoll_ctl(epoll_.get(), may_be_there ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, fd, &event) != 0) {
+            return errno;
+        }
+        // Not the file that we knew: nothing is known of this one.
+        entry.may_be_readable = entry.may_be_writable = true;
+        entry.is_hung_up = entry.has_urgent_data = false;
+    }
+    ++entry.generation;
+    entry.registered_events = events;
+    entry.is_registered = true;
     return 0;
 }
 
@@ -122,9 +154,7 @@ void EpollReactor::forget_range(int first, int end) noexcept {
     }
 }
 
-int EpollReactor::poll() noexcept {
-    return dispatch(::epoll_wait(epoll_.get(), events_->events, kBatch, 0));
-}
+int EpollReactor::poll() noexcept { return dispatch(::epoll_wait(epoll_.get(), events_->events, kBatch, 0)); }
 
 int EpollReactor::wait_for_events(Deadline deadline, Nanoseconds now, const void* mask) noexcept {
     timespec timeout{};
@@ -134,21 +164,23 @@ int EpollReactor::wait_for_events(Deadline deadline, Nanoseconds now, const void
         timeout.tv_nsec = delay.count() % 1'000'000'000;
     }
     const auto* signals = static_cast<const sigset_t*>(mask);
-    static std::atomic<bool> has_pwait2{true};
     if (has_pwait2.load(std::memory_order_relaxed)) {
-        const int count = ::epoll_pwait2(epoll_.get(), events_->events, kBatch,
-                                         deadline.is_never() ? nullptr : &timeout, signals);
-        if (count >= 0 || errno != ENOSYS) {
-            return count;
+        const long count = ::syscall(kPwait2, epoll_.get(), events_->events, kBatch,
+                                     deadline.is_never() ? nullptr : &timeout, signals, sizeof(std::uint64_t));
+        // ENOSYS: Linux before 5.11; EPERM: a container's filter that does not know the call.
+        if (count >= 0 || (errno != ENOSYS && errno != EPERM)) {
+            return static_cast<int>(count);
         }
-        has_pwait2 = false;  // Linux before 5.11
+        has_pwait2 = false;
     }
-    const std::int64_t milliseconds = (timeout.tv_sec * 1'000'000'000 + timeout.tv_nsec + 999'999) / 1'000'000;
-    constexpr std::int64_t kLongest = 24 * 3600 * 1000;
-    return ::epoll_pwait(epoll_.get(), events_->events, kBatch,
-                         deadline.is_never() ? -1 : static_cast<int>(milliseconds < kLongest ? milliseconds : kLongest),
-                         signals);
+    constexpr int kLongest = 24 * 3600 * 1000;  // then the caller looks at the deadline again
+    const auto milliseconds = timeout.tv_sec >= kLongest / 1000
+                                  ? kLongest
+                                  : static_cast<int>(timeout.tv_sec * 1000 + (timeout.tv_nsec + 999'999) / 1'000'000);
+    return ::epoll_pwait(epoll_.get(), events_->events, kBatch, deadline.is_never() ? -1 : milliseconds, signals);
 }
+
+void EpollReactor::forbid_pwait2(bool is_forbidden) noexcept { has_pwait2 = !is_forbidden; }
 
 int EpollReactor::dispatch(int count) noexcept {
     for (int index = 0; index < count; ++index) {
@@ -156,9 +188,11 @@ int EpollReactor::dispatch(int count) noexcept {
         if (event.data.u64 == kWakeEvent) {
             continue;
         }
-        FdEntry* entry = find(static_cast<int>(event.data.u64));
+        FdEntry* entry = find(static_cast<int>(event.data.u64 & UINT32_MAX));
         GS_ASSERT(entry != nullptr);
-        deliver(*entry, event.events);
+        if (event.data.u64 >> 32 == entry->generation) {
+            deliver(*entry, event.events);
+        }
     }
     return count < 0 ? 0 : count;
 }

@@ -6,12 +6,13 @@
 // read need not be tried before an edge came, which saves one system call a message.
 //
 // A number may be closed and used again behind our back. An entry therefore belongs to an `owner`, the object that holds
-// the descriptor, whose close() tells us (`forget`). A wait for a bare number (owner null) registers anew each time.
+// the descriptor, whose close() tells us (`forget`). A wait for a bare number (owner null) registers anew each time. The
+// kernel keys a registration on the open file and the number (epoll(7), Q6), so one of a file that lives on under another
+// number keeps reporting; each registration carries its own generation, and a report of an earlier one is dropped.
 //
 // One reactor a hub; every method runs on the hub's thread, but for wake_up().
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -31,20 +32,21 @@ struct FdWaiter final : ListHook {
     FdWaiter(Wakeable& whom, std::uint32_t wanted) noexcept : target(&whom), wanted_events(wanted) {}
 
     Wakeable* target;
-    std::uint32_t wanted_events;    // bits of Interest
-    bool is_ready = false;          // an edge came, or the descriptor was closed
-    bool is_closed = false;         // forget() ended the wait: the number is no longer the file that was waited for
+    std::uint32_t wanted_events;  // bits of Interest
+    bool is_ready = false;        // an edge came, or the descriptor was closed
+    bool is_closed = false;       // forget() ended the wait: the number is no longer the file that was waited for
 };
 
 /// What is known of one descriptor number.
 struct FdEntry {
     const void* owner = nullptr;
-    std::uint32_t registered_events = 0;
-    bool is_registered = false;     // for this owner; the number may have been closed and used again otherwise
-    bool may_be_readable = true;    // false: drained, wait for an edge before the next read
+    std::uint32_t registered_events = 0;  // last asked of the kernel for the number; 0: nothing
+    std::uint32_t generation = 0;         // of the last registration
+    bool is_registered = false;           // for this owner; the number may have been closed and used again otherwise
+    bool may_be_readable = true;          // false: drained, wait for an edge before the next read
     bool may_be_writable = true;
-    bool is_hung_up = false;        // the flags above stay true
-    bool has_urgent_data = false;   // a short read does not mean drained
+    bool is_hung_up = false;       // the flags above stay true
+    bool has_urgent_data = false;  // a short read does not mean drained
     IntrusiveList<FdWaiter> waiters;
 };
 
@@ -86,6 +88,9 @@ public:
         return dispatch(count);
     }
 
+    /// Forbids epoll_pwait2(2), as an old kernel or a container would, so that tests can run the other way.
+    static void forbid_pwait2(bool is_forbidden) noexcept;
+
     /// Makes wait() return. Thread: any.
     void wake_up() noexcept;
 
@@ -99,8 +104,8 @@ private:
     static constexpr int kBatch = 256;
     static constexpr std::size_t kChunkEntries = 256;
 
-    struct Event;
     int wait_for_events(Deadline deadline, Nanoseconds now, const void* mask) noexcept;
+    int register_for(int fd, FdEntry& entry, std::uint32_t events) noexcept;
     int dispatch(int count) noexcept;
     void deliver(FdEntry& entry, std::uint32_t events, bool is_closed = false) noexcept;
     FdEntry* find(int fd) noexcept;

@@ -10,21 +10,31 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/sanitizer_fibers.hpp"
+
 #if !defined(__x86_64__) || !defined(__linux__)
 #error "Gossamer needs Linux on x86-64"
 #endif
 
 namespace gossamer::core {
 
-/// Where a stack that is not running continues.
+/// Where a stack that is not running continues. Default-made: the OS thread's own stack, which runs.
 struct FiberContext {
     void* stack_pointer = nullptr;
+    [[no_unique_address]] SanitizerFiber sanitizer;
 };
 
 extern "C" {
-/// Saves the running stack in `*from` and continues `to`. Returns when somebody switches back to `*from`.
-/// Parks: no. Thread: the one that `to` was left on. Python: not needed.
+/// Saves the running stack in `*from` and continues `to`. Called through switch_context, but for tools that look at code.
 void gossamer_switch_context(void** from, void* to) noexcept;
+}
+
+/// Saves the running stack in `from` and continues `to`. Returns when somebody switches back to `from`. The exception
+/// globals are the caller's to exchange. Parks: no. Thread: the one that `to` was left on. Python: not needed.
+inline void switch_context(FiberContext& from, FiberContext& to) noexcept {
+    from.sanitizer.leave_for(to.sanitizer);
+    gossamer_switch_context(&from.stack_pointer, to.stack_pointer);
+    from.sanitizer.arrive();
 }
 
 /// The C++ runtime's exceptions in flight of one thread, or of one stack while it does not run.
@@ -36,7 +46,9 @@ struct ExceptionGlobals {
 /// Returns the calling thread's own words; their address is constant for the thread's life.
 ExceptionGlobals& exception_globals() noexcept;
 
-/// Makes a context that calls `entry(argument)` on the stack that ends at `stack_top`. `entry` must not return.
-FiberContext make_context(void* stack_top, void (*entry)(void*), void* argument) noexcept;
+/// Makes a context that calls `entry(argument)` on the stack between `limit` and `top`. `entry` must not return, and an
+/// exception that leaves it terminates. The control words (rounding, masked exceptions, flush to zero) are the caller's at
+/// this moment, as pthread_create(3) has a new thread inherit them.
+FiberContext make_context(void* limit, void* top, void (*entry)(void*), void* argument) noexcept;
 
 }  // namespace gossamer::core

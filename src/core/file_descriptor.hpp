@@ -13,7 +13,8 @@ public:
     explicit FileDescriptor(int fd) noexcept : fd_(fd) {}
     FileDescriptor(FileDescriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
     FileDescriptor& operator=(FileDescriptor&& other) noexcept {
-        std::swap(fd_, other.fd_);
+        FileDescriptor taken(std::move(other));
+        std::swap(fd_, taken.fd_);  // what was here is closed now, not when `other` goes
         return *this;
     }
     FileDescriptor(const FileDescriptor&) = delete;

@@ -2,6 +2,7 @@
 // An OS thread as a waiter: sleeps on a semaphore until it is woken, a deadline passes or a signal comes.
 #pragma once
 
+#include <algorithm>
 #include <cerrno>
 #include <semaphore.h>
 
@@ -24,7 +25,8 @@ public:
         if (deadline.is_never()) {
             return sem_wait(&semaphore_) == 0 ? 0 : errno;
         }
-        const Nanoseconds time = deadline.time();
+        // A time before the clock's start is past, but sem_clockwait(3) would call it EINVAL.
+        const Nanoseconds time = std::max(deadline.time(), Nanoseconds{});
         const timespec until{.tv_sec = time.count() / 1'000'000'000, .tv_nsec = time.count() % 1'000'000'000};
         return sem_clockwait(&semaphore_, CLOCK_MONOTONIC, &until) == 0 ? 0 : errno;
     }

@@ -65,8 +65,8 @@ private:
 
     struct alignas(64) Bucket {
         std::mutex mutex;
-        IntrusiveList<ParkedWaiter> waiters;    // under mutex
-        std::atomic<std::uint32_t> count{0};    // of waiters; written under mutex
+        IntrusiveList<ParkedWaiter> waiters;  // under mutex
+        std::atomic<std::uint32_t> count{0};  // of waiters; written under mutex
     };
 
     static std::size_t index_of(const void* key) noexcept {

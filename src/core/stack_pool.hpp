@@ -26,14 +26,14 @@ enum class Guard : std::uint8_t { kInstalled, kProtected, kCanary };
 
 /// One slot; a plain value that borrows from the pool.
 struct Stack {
-    std::byte* limit = nullptr;      // lowest usable address, just above the guard
-    std::byte* top = nullptr;        // initial stack pointer, 64-byte aligned
-    std::byte* record = nullptr;     // StackPool::kRecordBytes for the owner's record
-    std::byte* chunk = nullptr;      // memory for the interpreter's data stack
+    std::byte* limit = nullptr;   // lowest usable address, just above the guard
+    std::byte* top = nullptr;     // initial stack pointer, 64-byte aligned
+    std::byte* record = nullptr;  // StackPool::kRecordBytes for the owner's record
+    std::byte* chunk = nullptr;   // memory for the interpreter's data stack
     std::byte* chunk_end = nullptr;
     std::uint32_t slot = 0;
     Guard guard = Guard::kInstalled;
-    bool has_record = false;         // the record of the last tenant is still there
+    bool has_record = false;  // the record of the last tenant is still there
 
     std::size_t size_bytes() const noexcept { return static_cast<std::size_t>(top - limit); }
 };
@@ -42,9 +42,10 @@ class StackPool final {
 public:
     static constexpr std::size_t kDefaultStackBytes = 512 * 1024;
     static constexpr std::size_t kRecordBytes = 768;
-    static constexpr std::size_t kWarmStacks = 1024;       // released stacks that keep their pages
+    static constexpr std::size_t kWarmStacks = 1024;         // released stacks that keep their pages
     static constexpr std::size_t kProtectedStacks = 25'000;  // two mappings each, of some 65,000
 
+    /// `stack_bytes` is rounded up to whole pages, the one that `top` shares among them.
     explicit StackPool(std::size_t stack_bytes = kDefaultStackBytes) noexcept;
     StackPool(const StackPool&) = delete;
     StackPool& operator=(const StackPool&) = delete;
@@ -60,13 +61,17 @@ public:
     /// Whether the canary of a stack without a guard is intact.
     static bool is_intact(const Stack& stack) noexcept;
 
-    /// Forbids MADV_GUARD_INSTALL, as an old kernel would, so that tests can run the other ways.
-    static void forbid_guard_install() noexcept;
+    /// What guards may be made from. Tests lower it to run as on an older kernel or among very many stacks.
+    struct GuardLimits {
+        bool may_install = true;  // MADV_GUARD_INSTALL, where the kernel has it
+        std::size_t protected_stacks = kProtectedStacks;
+    };
+    static void limit_guards(const GuardLimits& limits) noexcept;
 
     /// What this kernel lets us guard the next stack with.
     static Guard available_guard() noexcept;
 
-    std::size_t stacks_in_use() const noexcept { return created_ - free_.size(); }
+    std::size_t stacks_in_use() const noexcept { return created_ - warm_.size() - cold_.size(); }
     std::size_t stack_bytes() const noexcept { return stack_bytes_; }
 
 private:
@@ -74,18 +79,21 @@ private:
     void grow();
     Guard install_guard(std::byte* page) noexcept;
 
+    // never changes
     const std::size_t stack_bytes_;
     const std::size_t slot_bytes_;
     const std::size_t slots_per_slab_;
-    std::vector<std::byte*> slabs_;
+
     struct SlotState {
         Guard guard;
-        bool has_record;
+        bool has_record;  // true for all of warm_, false for all of cold_
     };
+    std::vector<std::byte*> slabs_;
     std::vector<SlotState> states_;    // by slot
-    std::vector<std::uint32_t> free_;  // last released first: its pages are warm
+    std::vector<std::uint32_t> warm_;  // released, with their pages and records; the last one is taken first
+    std::vector<std::uint32_t> cold_;  // released, without; taken when no warm one is there
     std::size_t created_ = 0;
-    std::size_t warm_ = 0;             // of free_, counted from its end
+    std::size_t protected_ = 0;  // of created_, guarded by mprotect: our part of the process's limit
 };
 
 }  // namespace gossamer::core

@@ -14,10 +14,10 @@ namespace gossamer::core {
 struct ThreadPool::State {
     std::mutex mutex;
     std::condition_variable work_came;
-    std::deque<std::unique_ptr<Job>> jobs;    // under mutex
-    std::size_t threads = 0;                  // under mutex
-    std::size_t idle = 0;                     // under mutex
-    std::size_t running = 0;                  // under mutex
+    std::deque<std::unique_ptr<Job>> jobs;  // under mutex
+    std::size_t threads = 0;                // under mutex
+    std::size_t idle = 0;                   // under mutex
+    std::size_t running = 0;                // under mutex
 };
 
 ThreadPool::ThreadPool() noexcept : state_(new State) {}

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // A few OS threads for what only an OS thread can wait for: name resolution, file locks.
 //
-// Threads are started on demand, at most kMaxThreads, and sleep on a condition variable when idle. All signals are
-// blocked in them, so that the kernel gives those of the process to the main thread. A job runs once; the submitter
-// learns of its end by what the job itself does last.
+// Threads are started on demand, at most kMaxThreads, and sleep on a condition variable when idle. Signals are blocked in
+// them, but for faults of their own, so that the kernel gives those of the process to the main thread. A job runs once;
+// the submitter learns of its end by what the job itself does last.
 #pragma once
 
 #include <cstddef>

@@ -100,8 +100,8 @@ Hub& Hub::enter() {
         VirtualThread& loop = *hub->loop_thread_;
         loop.stack = hub->stacks_.acquire();
         loop.state.begin(tstate, {loop.stack.limit, loop.stack.size_bytes()}, loop.stack.chunk, loop.stack.chunk_end);
-        loop.context = core::make_context(loop.stack.top, &Hub::run_loop, hub);
         hub->preemption_.prepare();
+        loop.context = core::make_context(loop.stack.limit, loop.stack.top, &Hub::run_loop, hub);
     } catch (...) {
         if (hub != nullptr) {
             remove_from_list(*hub);
@@ -203,7 +203,7 @@ VirtualThread& Hub::spawn(const Entry& entry, std::size_t stack_bytes) {
     thread->born = core::coarse_now();
     thread->state.begin(*tstate_, {stack.limit, stack.size_bytes()}, stack.chunk, stack.chunk_end);
     thread->state.usual_origin_depth = usual_origin_depth_;
-    thread->context = core::make_context(stack.top, &Hub::run_entry, thread);
+    thread->context = core::make_context(stack.limit, stack.top, &Hub::run_entry, thread);
     thread->status = ThreadStatus::kReady;
     roster_.push_back(*thread);
     ++live_count_;
@@ -252,6 +252,7 @@ void Hub::finish_running() noexcept {
     self.unlink();
     --live_count_;
     ++statistics_.finished;
+    self.context.sanitizer.will_end();
     finished_ = &self;
     switch_away();
     GS_UNREACHABLE();
@@ -392,7 +393,7 @@ void Hub::switch_to(VirtualThread& next) noexcept {
         }
     }
     next.state.restore(*tstate_);
-    core::gossamer_switch_context(&self.context.stack_pointer, next.context.stack_pointer);
+    core::switch_context(self.context, next.context);
     reclaim_finished();
 }
 
