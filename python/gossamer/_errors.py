@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gossamer import _core
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class DeadlockError(RuntimeError):

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from time import sleep as _sleep
 from types import TracebackType
-from typing import Any, Self
 
 from gossamer import _core
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Self
 
 _PASSING = (SystemExit, KeyboardInterrupt)  # never in a group, as with asyncio.TaskGroup
 
