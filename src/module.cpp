@@ -254,8 +254,8 @@ const char* status_name(sched::ThreadStatus status) noexcept {
     GS_UNREACHABLE();
 }
 
-/// threads(): a tuple for each virtual thread of this hub: (ident, status, what it waits for, descriptor, age in seconds,
-/// is main, is daemon, is scoped, task or None, innermost frame or None).
+/// threads(): a tuple for each virtual thread of this hub: (ident, status, what it waits for, descriptor, is main,
+/// is daemon, is scoped, task or None, age in seconds, innermost frame or None).
 PyObject* threads(PyObject*, PyObject*) {
     return guarded<PyObject*>(nullptr, [] {
         Hub& hub = current_hub();
@@ -267,11 +267,13 @@ PyObject* threads(PyObject*, PyObject*) {
                                          : cpython::frame_object(hub.tstate(), thread->state.parked_frame());
             const bool waits = thread->status == sched::ThreadStatus::kParked;
             const Ref entry = steal(Py_BuildValue(
-                "(kszidOOOOO)", thread->ident(), status_name(thread->status), waits ? thread->wait_note.what : nullptr,
+                "(ksziOOOOdO)", thread->ident(), status_name(thread->status), waits ? thread->wait_note.what : nullptr,
                 waits ? thread->wait_note.fd : -1,
-                std::chrono::duration<double>(core::coarse_now() - thread->born).count(), thread == &hub.main() ? Py_True : Py_False,
+                thread == &hub.main() ? Py_True : Py_False,
                 thread->is_daemon ? Py_True : Py_False, thread->is_scoped ? Py_True : Py_False,
-                thread->object == nullptr ? Py_None : thread->object, frame ? frame.ptr() : Py_None));
+                thread->object == nullptr ? Py_None : thread->object,
+                std::chrono::duration<double>(core::coarse_now() - thread->born).count(),
+                frame ? frame.ptr() : Py_None));
             cpython::check(PyList_Append(list.ptr(), entry.ptr()));
         }
         return list.release();

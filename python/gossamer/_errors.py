@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gossamer import _core
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class DeadlockError(RuntimeError):
@@ -23,7 +25,9 @@ def report_lost(exception: BaseException) -> None:
     """Hand an exception that no joiner and no scope took to `threading.excepthook`."""
     import threading
 
-    thread = threading.current_thread()
+    # Not current_thread(): this runs in finalisers, also at the end of a virtual thread whose locals have gone, and an
+    # object made there would stay in threading._active.
+    thread = threading._active.get(threading.get_ident())  # type: ignore[attr-defined]
     threading.excepthook(threading.ExceptHookArgs((type(exception), exception, exception.__traceback__, thread)))
 
 

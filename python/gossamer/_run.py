@@ -6,9 +6,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Coroutine
 from types import CoroutineType
-from typing import Any, overload
 
 from gossamer import _core, _thread_objects
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, overload
+else:
+
+    def overload(function: object) -> object:
+        """Leave a signature that only type checkers read."""
+        return function
+
 
 _is_fork_hook_registered = False
 

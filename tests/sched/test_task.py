@@ -228,6 +228,18 @@ def test_failure_that_nobody_takes_goes_to_the_excepthook(monkeypatch):
     assert ["'lost'"] == [str(error) for error in seen]
 
 
+def test_telling_of_a_lost_failure_leaves_no_thread_object_behind(monkeypatch):
+    """The task dies at the end of its own virtual thread, after the thread's locals: an object made then would stay."""
+    monkeypatch.setattr(threading, "excepthook", lambda _args: None)
+
+    def main():
+        _core.spawn(fail, KeyError())
+        settle()
+        return list(threading._active)
+
+    assert [threading.get_ident()] == gs.run(main)
+
+
 @virtually
 def test_finished_task_keeps_nothing_of_its_call():
     class Thing:

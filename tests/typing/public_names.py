@@ -26,14 +26,21 @@ def main(count: int) -> str:
         assert_type(task.done(), bool)
         assert_type(task.cancelled(), bool)
         assert_type(task.ident, int | None)
-        scope.spawn(fetch)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-        scope.spawn(fetch, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        scope.spawn(fetch)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+        scope.spawn(fetch, 1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        assert_type(scope.spawn(fetch, "https://example.org", stack_size=1 << 20), gs.Task[bytes])
+        assert_type(gs.wait([task]).done, set[gs.Task[bytes]])
+        assert_type(next(gs.as_completed([task])), gs.Task[bytes])
         assert_type(scope.live_tasks, int)
         assert_type(scope.cancelled, bool)
         scope.cancel()
     with gs.timeout(2), gs.shield(), gs.no_switch():
         gs.checkpoint()
         gs.sleep(0.1)
+    assert_type(list(gs.map(fetch, ["https://example.org"], limit=3)), list[bytes])
+    assert_type(gs.race(lambda: 1, lambda: 2), int)
+    assert_type(gs.snapshot(), list[gs.ThreadSnapshot])
+    gs.dump()
     assert_type(gs.current(), gs.Task[Any] | None)
     return str(count)
 

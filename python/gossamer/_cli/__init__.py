@@ -7,10 +7,13 @@ Parsing stops at the program: everything after it is the program's own, as with 
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
 
 from gossamer._cli.run import run_program
 from gossamer._cli.start import RunOptions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _USAGE = """\
 usage: gossamer run [OPTIONS] (SCRIPT | -m MODULE | -c CODE) [ARGS...]

@@ -16,10 +16,13 @@ import os
 import runpy
 import sys
 import types
-from typing import NoReturn
 
 from gossamer import _core, _run
 from gossamer._cli.start import RunOptions, start
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def run_program(options: RunOptions) -> NoReturn:

@@ -14,7 +14,6 @@ import signal
 from collections.abc import Callable
 
 from gossamer import _core, _run
-from gossamer._dump import dump
 from gossamer._errors import watch_coroutines
 
 VARIABLE = "GOSSAMER_RUN"
@@ -92,6 +91,8 @@ def _raise_descriptor_limit() -> None:
 
 
 def _dump_on_quit(_number: int, _frame: object) -> None:
+    from gossamer._dump import dump
+
     dump()
 
 
