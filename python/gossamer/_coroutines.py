@@ -15,13 +15,13 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(coroutine)
 
 
-def await_task(task: Task) -> Generator[Any, None, Any]:
+def await_task(task: Task[Any]) -> Generator[Any, None, Any]:
     """Wait for ``task`` in an asyncio task of any loop; cancelling the waiter cancels ``task``."""
     if not task.done():
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
 
-        def tell_loop(_task: Task) -> None:
+        def tell_loop(_task: Task[Any]) -> None:
             try:
                 loop.call_soon_threadsafe(_set_done, ended)
             except RuntimeError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from gossamer import _core
 
@@ -28,7 +28,7 @@ class ThreadSnapshot(NamedTuple):
     age: float  # seconds since it was made, to 4 ms
     is_main: bool
     is_daemon: bool  # nobody waits for it at the end of the program
-    task: _core.Task | None
+    task: _core.Task[Any] | None
     stack: list[FrameSummary]  # oldest call first, without Gossamer's own
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ def snapshot() -> list[ThreadSnapshot]:
     from traceback import StackSummary, walk_stack
 
     threading = sys.modules.get("threading")
-    python_threads = dict(threading._active) if threading else {}  # type: ignore[attr-defined]
+    python_threads = dict(threading._active) if threading else {}
     result = []
     for ident, status, what, fd, age, is_main, is_daemon, is_scoped, task, frame in _core.threads():
         stack = StackSummary.extract(walk_stack(frame)) if frame is not None else []
@@ -70,11 +70,11 @@ def snapshot() -> list[ThreadSnapshot]:
     return result
 
 
-def _name(thread: object, task: _core.Task | None, is_main: bool) -> str:
+def _name(thread: object, task: _core.Task[Any] | None, is_main: bool) -> str:
     if is_main:
         return "main"
     if task is not None:
-        return task._name
+        return task._name or "a task that has ended"
     return getattr(thread, "_name", None) or "a thread of _thread.start_new_thread()"
 
 

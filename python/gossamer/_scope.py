@@ -110,21 +110,20 @@ class Timeout:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    ) -> None:
         outcome = self._scope._leave(error)
         if outcome is not None:
             _failures, _interruption, is_own_cancellation, was_cut_short = outcome
             if was_cut_short and is_own_cancellation:
                 raise TimeoutError("the time is up") from error
-        return False
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        return self.__exit__(kind, error, trace)
+    ) -> None:
+        self.__exit__(kind, error, trace)
 
 
 def timeout(seconds: float | None, /) -> Timeout:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Iterator
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, overload
 
 from gossamer import _core
 from gossamer._core import Task
@@ -23,13 +23,23 @@ ALL_COMPLETED = "ALL_COMPLETED"
 FIRST_COMPLETED = "FIRST_COMPLETED"
 FIRST_EXCEPTION = "FIRST_EXCEPTION"
 
-T = TypeVar("T")
-R = TypeVar("R")
 
-
-def map(
+@overload
+def map[T, R](
+    function: Callable[[T], Coroutine[Any, Any, R]],
+    iterable: Iterable[T],
+    /,
+    *,
+    limit: int = 100,
+    as_completed: bool = False,
+) -> Iterator[R]: ...
+@overload
+def map[T, R](
     function: Callable[[T], R], iterable: Iterable[T], /, *, limit: int = 100, as_completed: bool = False
-) -> Iterator[R]:
+) -> Iterator[R]: ...
+def map[T](
+    function: Callable[[T], Any], iterable: Iterable[T], /, *, limit: int = 100, as_completed: bool = False
+) -> Iterator[Any]:
     """Call ``function`` with each item, each call in a virtual thread, and yield the results.
 
     The input is pulled as results are taken, at most ``limit`` items ahead; nothing is called before the first result is
@@ -51,8 +61,8 @@ def map(
     return _by_arrival(function, items, limit) if as_completed else _in_order(function, items, limit)
 
 
-def _in_order(function: Callable[[T], R], items: Iterator[T], limit: int) -> Iterator[R]:
-    tasks: deque[Task] = deque()
+def _in_order[T, R](function: Callable[[T], R], items: Iterator[T], limit: int) -> Iterator[R]:
+    tasks: deque[Task[R]] = deque()
     try:
         for item in items:
             tasks.append(_core.spawn(function, item))
@@ -64,16 +74,16 @@ def _in_order(function: Callable[[T], R], items: Iterator[T], limit: int) -> Ite
         end_tasks(tasks)
 
 
-def _result_of_first(tasks: deque[Task]) -> Any:
+def _result_of_first[R](tasks: deque[Task[R]]) -> R:
     tasks[0]._wait(None)
     return tasks.popleft().result()
 
 
-def _by_arrival(function: Callable[[T], R], items: Iterator[T], limit: int) -> Iterator[R]:
-    running: set[Task] = set()
-    ended: SimpleQueue[Task] = SimpleQueue()
+def _by_arrival[T, R](function: Callable[[T], R], items: Iterator[T], limit: int) -> Iterator[R]:
+    running: set[Task[R]] = set()
+    ended: SimpleQueue[Task[R]] = SimpleQueue()
 
-    def take() -> Any:
+    def take() -> R:
         task = ended.get()
         running.discard(task)
         return task.result()
@@ -91,7 +101,7 @@ def _by_arrival(function: Callable[[T], R], items: Iterator[T], limit: int) -> I
         end_tasks(running)
 
 
-def end_tasks(tasks: Collection[Task]) -> None:
+def end_tasks(tasks: Collection[Task[Any]]) -> None:
     """Cancel ``tasks``, wait for their end under a shield, and see to it that no failure of theirs is lost."""
     if not tasks:
         return
@@ -105,10 +115,10 @@ def end_tasks(tasks: Collection[Task]) -> None:
             while not task.done():
                 try:
                     task._wait(None)
-                except BaseException as error:  # a signal handler raised, or all are parked for ever
+                except BaseException as raised_here:  # a signal handler raised, or all are parked for ever
                     if interruption is not None:
                         raise
-                    interruption = error
+                    interruption = raised_here
                     for other in tasks:
                         other.cancel()
     finally:
@@ -122,16 +132,16 @@ def end_tasks(tasks: Collection[Task]) -> None:
         raise interruption
 
 
-class DoneAndNotDone(NamedTuple):
+class DoneAndNotDone[R](NamedTuple):
     """What `wait` returns."""
 
-    done: set[Task]
-    not_done: set[Task]
+    done: set[Task[R]]
+    not_done: set[Task[R]]
 
 
-def wait(
-    tasks: Iterable[Task], timeout: float | None = None, return_when: str = ALL_COMPLETED
-) -> DoneAndNotDone:
+def wait[R](
+    tasks: Iterable[Task[R]], timeout: float | None = None, return_when: str = ALL_COMPLETED
+) -> DoneAndNotDone[R]:
     """Wait for tasks to end, as `concurrent.futures.wait` does for futures.
 
     Args:
@@ -146,7 +156,7 @@ def wait(
     waiting = set(tasks)
     done = {task for task in waiting if task.done()}
     waiting -= done
-    arrivals = iter(_arrivals(waiting, timeout))
+    arrivals = _arrivals(waiting, timeout)
     while waiting and not _is_over(done, return_when):
         task = next(arrivals, None)
         if task is None:
@@ -158,16 +168,16 @@ def wait(
     return DoneAndNotDone(done | late, waiting - late)
 
 
-def _is_over(done: set[Task], return_when: str) -> bool:
+def _is_over(done: set[Task[Any]], return_when: str) -> bool:
     if return_when == FIRST_COMPLETED:
         return bool(done)
     return return_when == FIRST_EXCEPTION and any(not task.cancelled() and task._has_failed for task in done)
 
 
-def _arrivals(tasks: Iterable[Task], timeout: float | None) -> Any:
+def _arrivals[R](tasks: Iterable[Task[R]], timeout: float | None) -> Generator[Task[R]]:
     """Yield tasks as they end; stop when the time is up."""
     deadline = None if timeout is None else time.monotonic() + timeout
-    ended: SimpleQueue[Task] = SimpleQueue()
+    ended: SimpleQueue[Task[R]] = SimpleQueue()
     put = ended.put  # one object: _forget looks for it
     left = set(tasks)
     try:
@@ -185,7 +195,7 @@ def _arrivals(tasks: Iterable[Task], timeout: float | None) -> Any:
             task._forget(put)
 
 
-def as_completed(tasks: Iterable[Task], timeout: float | None = None) -> Iterator[Task]:
+def as_completed[R](tasks: Iterable[Task[R]], timeout: float | None = None) -> Iterator[Task[R]]:
     """Yield ``tasks`` as they end, as `concurrent.futures.as_completed` does for futures.
 
     Args:
@@ -203,7 +213,11 @@ def as_completed(tasks: Iterable[Task], timeout: float | None = None) -> Iterato
         raise TimeoutError(f"{len(left)} (of {count}) tasks unfinished")
 
 
-def race(*functions: Callable[[], R]) -> R:
+@overload
+def race[R](*functions: Callable[[], Coroutine[Any, Any, R]]) -> R: ...
+@overload
+def race[R](*functions: Callable[[], R]) -> R: ...
+def race(*functions: Callable[[], Any]) -> Any:
     """Call ``functions``, each in a virtual thread; return what the first to end returned.
 
     The others are cancelled and waited for.
@@ -213,8 +227,8 @@ def race(*functions: Callable[[], R]) -> R:
     """
     if not functions:
         raise TypeError("race() needs at least one callable")
-    running: set[Task] = set()
-    ended: SimpleQueue[Task] = SimpleQueue()
+    running: set[Task[Any]] = set()
+    ended: SimpleQueue[Task[Any]] = SimpleQueue()
     try:
         for function in functions:
             task = _core.spawn(function)

@@ -70,7 +70,7 @@ class VirtualThreadPoolExecutor(Executor):
         self._is_broken = False
         self._carrier: threading.Thread | None = None
         self._inbox: SimpleQueue[VirtualThreadPoolExecutor | None] = SimpleQueue()  # self: calls wait; None: the end
-        self._dispatcher: Task | None = None
+        self._dispatcher: Task[None] | None = None
         self._hub_ident = _core.hub_ident()
         if self._hub_ident != 0:
             self._dispatcher = _core.spawn(_dispatch, weakref.ref(self), self._inbox)
