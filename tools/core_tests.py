@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The unit tests of src/core, built and run plain and under sanitizers. GoogleTest is Debian's, unpacked into build/."""
+"""The unit tests of src/core, built and run plain and under sanitizers. GoogleTest is Debian's, in build/."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Iterator
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from gossamer import _core
 from gossamer._core import Task
@@ -24,9 +24,22 @@ FIRST_COMPLETED = "FIRST_COMPLETED"
 FIRST_EXCEPTION = "FIRST_EXCEPTION"
 
 
+@overload
+def map[T, R](
+    function: Callable[[T], Coroutine[Any, Any, R]],
+    iterable: Iterable[T],
+    /,
+    *,
+    limit: int = 100,
+    as_completed: bool = False,
+) -> Iterator[R]: ...
+@overload
 def map[T, R](
     function: Callable[[T], R], iterable: Iterable[T], /, *, limit: int = 100, as_completed: bool = False
-) -> Iterator[R]:
+) -> Iterator[R]: ...
+def map[T](
+    function: Callable[[T], Any], iterable: Iterable[T], /, *, limit: int = 100, as_completed: bool = False
+) -> Iterator[Any]:
     """Call ``function`` with each item, each call in a virtual thread, and yield the results.
 
     The input is pulled as results are taken, at most ``limit`` items ahead; nothing is called before the first result is
@@ -102,10 +115,10 @@ def end_tasks(tasks: Collection[Task[Any]]) -> None:
             while not task.done():
                 try:
                     task._wait(None)
-                except BaseException as error:  # a signal handler raised, or all are parked for ever
+                except BaseException as raised_here:  # a signal handler raised, or all are parked for ever
                     if interruption is not None:
                         raise
-                    interruption = error
+                    interruption = raised_here
                     for other in tasks:
                         other.cancel()
     finally:
@@ -113,23 +126,22 @@ def end_tasks(tasks: Collection[Task[Any]]) -> None:
     told = interruption or raised
     if told is not None and not isinstance(told, GeneratorExit):
         for task in tasks:
-            failure = None if task.cancelled() else task.exception()
-            if failure is not None:
-                told.add_note(f"another call failed too: {failure!r}")
+            if not task.cancelled() and (error := task.exception()) is not None:
+                told.add_note(f"another call failed too: {error!r}")
     if interruption is not None:
         raise interruption
 
 
-class DoneAndNotDone[T](NamedTuple):
+class DoneAndNotDone[R](NamedTuple):
     """What `wait` returns."""
 
-    done: set[Task[T]]
-    not_done: set[Task[T]]
+    done: set[Task[R]]
+    not_done: set[Task[R]]
 
 
-def wait[T](
-    tasks: Iterable[Task[T]], timeout: float | None = None, return_when: str = ALL_COMPLETED
-) -> DoneAndNotDone[T]:
+def wait[R](
+    tasks: Iterable[Task[R]], timeout: float | None = None, return_when: str = ALL_COMPLETED
+) -> DoneAndNotDone[R]:
     """Wait for tasks to end, as `concurrent.futures.wait` does for futures.
 
     Args:
@@ -162,10 +174,10 @@ def _is_over(done: set[Task[Any]], return_when: str) -> bool:
     return return_when == FIRST_EXCEPTION and any(not task.cancelled() and task._has_failed for task in done)
 
 
-def _arrivals[T](tasks: Iterable[Task[T]], timeout: float | None) -> Generator[Task[T], None, None]:
+def _arrivals[R](tasks: Iterable[Task[R]], timeout: float | None) -> Generator[Task[R]]:
     """Yield tasks as they end; stop when the time is up."""
     deadline = None if timeout is None else time.monotonic() + timeout
-    ended: SimpleQueue[Task[T]] = SimpleQueue()
+    ended: SimpleQueue[Task[R]] = SimpleQueue()
     put = ended.put  # one object: _forget looks for it
     left = set(tasks)
     try:
@@ -183,7 +195,7 @@ def _arrivals[T](tasks: Iterable[Task[T]], timeout: float | None) -> Generator[T
             task._forget(put)
 
 
-def as_completed[T](tasks: Iterable[Task[T]], timeout: float | None = None) -> Iterator[Task[T]]:
+def as_completed[R](tasks: Iterable[Task[R]], timeout: float | None = None) -> Iterator[Task[R]]:
     """Yield ``tasks`` as they end, as `concurrent.futures.as_completed` does for futures.
 
     Args:
@@ -201,7 +213,11 @@ def as_completed[T](tasks: Iterable[Task[T]], timeout: float | None = None) -> I
         raise TimeoutError(f"{len(left)} (of {count}) tasks unfinished")
 
 
-def race[R](*functions: Callable[[], R]) -> R:
+@overload
+def race[R](*functions: Callable[[], Coroutine[Any, Any, R]]) -> R: ...
+@overload
+def race[R](*functions: Callable[[], R]) -> R: ...
+def race(*functions: Callable[[], Any]) -> Any:
     """Call ``functions``, each in a virtual thread; return what the first to end returned.
 
     The others are cancelled and waited for.
@@ -211,8 +227,8 @@ def race[R](*functions: Callable[[], R]) -> R:
     """
     if not functions:
         raise TypeError("race() needs at least one callable")
-    running: set[Task[R]] = set()
-    ended: SimpleQueue[Task[R]] = SimpleQueue()
+    running: set[Task[Any]] = set()
+    ended: SimpleQueue[Task[Any]] = SimpleQueue()
     try:
         for function in functions:
             task = _core.spawn(function)

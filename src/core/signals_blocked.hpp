@@ -4,6 +4,7 @@
 
 #include <csignal>
 #include <pthread.h>
+#include <initializer_list>
 
 namespace gossamer::core {
 

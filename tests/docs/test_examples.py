@@ -49,7 +49,8 @@ def test_every_folder_says_what_it_is():
     """A README.md of at most 20 lines."""
     folders = [path for top in ("src", "tests") for path in (ROOT / top).iterdir() if path.is_dir()]
     folders = [path for path in folders if not path.name.startswith(("_", "."))]
-    folders += [ROOT / name for name in ("tests", "tools", "docs", "demo", "examples", "changelog.d", "python/gossamer")]
+    others = ("tests", "tools", "docs", "demo", "examples", "changelog.d", "python/gossamer")
+    folders += [ROOT / name for name in others]
 
     assert [] == [folder for folder in folders if not (folder / "README.md").exists()]
     assert [] == [folder for folder in folders if len((folder / "README.md").read_text().splitlines()) > 20]

@@ -11,6 +11,10 @@ from typing import Any, assert_type
 import gossamer as gs
 
 
+async def fetch_async(url: str) -> bytes:
+    return url.encode()
+
+
 def fetch(url: str, *, retries: int = 3) -> bytes:
     return url.encode() * retries
 
@@ -26,23 +30,42 @@ def main(count: int) -> str:
         assert_type(task.done(), bool)
         assert_type(task.cancelled(), bool)
         assert_type(task.ident, int | None)
-        scope.spawn(fetch)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
-        scope.spawn(fetch, 1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        assert_type(scope.spawn(fetch_async, "https://example.org"), gs.Task[bytes])
         assert_type(scope.spawn(fetch, "https://example.org", stack_size=1 << 20), gs.Task[bytes])
-        assert_type(gs.wait([task]).done, set[gs.Task[bytes]])
-        assert_type(next(gs.as_completed([task])), gs.Task[bytes])
+        scope.spawn(fetch)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+        scope.spawn(fetch, 1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
         assert_type(scope.live_tasks, int)
         assert_type(scope.cancelled, bool)
         scope.cancel()
     with gs.timeout(2), gs.shield(), gs.no_switch():
         gs.checkpoint()
         gs.sleep(0.1)
-    assert_type(list(gs.map(fetch, ["https://example.org"], limit=3)), list[bytes])
-    assert_type(gs.race(lambda: 1, lambda: 2), int)
-    assert_type(gs.snapshot(), list[gs.ThreadSnapshot])
-    gs.dump()
     assert_type(gs.current(), gs.Task[Any] | None)
     return str(count)
+
+
+def several(urls: list[str], tasks: list[gs.Task[bytes]]) -> None:
+    assert_type(list(gs.map(fetch, urls, limit=10, as_completed=True)), list[bytes])
+    assert_type(list(gs.map(fetch_async, urls)), list[bytes])
+    done, not_done = gs.wait(tasks, timeout=1, return_when="FIRST_COMPLETED")
+    assert_type(done, set[gs.Task[bytes]])
+    assert_type(not_done, set[gs.Task[bytes]])
+    assert_type(list(gs.as_completed(tasks)), list[gs.Task[bytes]])
+    assert_type(gs.race(lambda: 1, lambda: 2), int)
+    with gs.VirtualThreadPoolExecutor() as executor:
+        assert_type(list(executor.map(fetch, urls)), list[bytes])
+
+
+def look() -> None:
+    for thread in gs.snapshot():
+        assert_type(thread, gs.ThreadSnapshot)
+        assert_type(thread.name, str)
+        assert_type(thread.task, gs.Task[Any] | None)
+    gs.dump()
+
+
+async def wait_for(task: gs.Task[bytes]) -> None:
+    assert_type(await task, bytes)
 
 
 async def main_coroutine() -> int:

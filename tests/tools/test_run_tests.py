@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `make test` says of what ran and of what is missing."""
+
+import pytest
+import run_tests
+from candidates import TAGS
+from counts import Counts
+from deb import ToolError
+from run_tests import Row
+from steps import StepFailed
+
+
+def test_an_interpreter_that_every_machine_needs_is_a_failure_when_missing():
+    row = run_tests._missing(TAGS["3.12"])
+
+    assert Counts(failed=1) == row.counts
+    assert "tools/interpreters.py get 3.12" in row.note
+
+
+def test_another_interpreter_that_is_missing_is_only_told():
+    row = run_tests._missing(TAGS["3.15"])
+
+    assert Counts() == row.counts
+    assert "tools/interpreters.py get 3.15" in row.note
+
+
+@pytest.mark.parametrize("error", [StepFailed("3.12: build"), ToolError("cannot get CPython 3.12")])
+def test_a_job_that_cannot_be_set_up_is_a_failure(error: Exception):
+    """The other jobs run all the same."""
+
+    def job() -> list[Row]:
+        raise error
+
+    [row] = run_tests.guarded("3.12", job)
+
+    assert ("3.12", Counts(failed=1), str(error)) == (row.job, row.counts, row.note)
+
+
+def test_a_job_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        run_tests.main(["--only", "3.12,3.7"])
+
+    assert "no such job: 3.7" in capsys.readouterr().err
