@@ -45,6 +45,7 @@ struct FdEntry {
     bool may_be_writable = true;
     bool is_hung_up = false;        // the flags above stay true
     bool has_urgent_data = false;   // a short read does not mean drained
+    bool reads_in_bulk = false;     // the last read was a big one; for who reads to choose a buffer by
     IntrusiveList<FdWaiter> waiters;
 };
 
