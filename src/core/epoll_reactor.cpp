@@ -69,7 +69,7 @@ FdEntry& EpollReactor::entry(int fd, const void* owner) {
         entry.owner = owner;
         entry.is_registered = false;
         entry.may_be_readable = entry.may_be_writable = true;
-        entry.is_hung_up = entry.has_urgent_data = false;
+        entry.is_hung_up = entry.has_urgent_data = entry.reads_in_bulk = false;
     }
     return entry;
 }

@@ -122,6 +122,9 @@ public:
     VirtualThread& main() noexcept { return *main_; }
     core::TimerHeap& timers() noexcept { return timers_; }
     core::EpollReactor& reactor() noexcept { return *reactor_; }
+    /// kReadBufferBytes for one system call's result, until the caller parks or runs Python.
+    char* read_buffer() noexcept { return read_buffer_.get(); }
+    static constexpr std::size_t kReadBufferBytes = 64 * 1024;
     core::Nanoseconds now() const noexcept { return core::monotonic_now(); }
     core::Deadline deadline_after(core::Nanoseconds delay) const noexcept { return core::Deadline::after(now(), delay); }
     PyThreadState& tstate() const noexcept { return *tstate_; }
@@ -235,6 +238,7 @@ private:
     int turns_left_ = kTurns;
     core::TimerHeap timers_;
     std::unique_ptr<core::EpollReactor> reactor_;
+    const std::unique_ptr<char[]> read_buffer_ = std::make_unique_for_overwrite<char[]>(kReadBufferBytes);
     core::StackPool stacks_;
     std::map<std::size_t, core::StackPool> odd_stacks_;  // of other sizes than the default, by size
     core::StackPool& stack_pool(std::size_t stack_bytes);

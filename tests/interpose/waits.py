@@ -53,7 +53,7 @@ def assert_parks(wait: Callable[[], Any], wake: Callable[[], Any]) -> Any:
     with gs.scope() as scope:
         task = scope.spawn(wait)
         settle()
-        assert [task] == [entry[-2] for entry in _core.threads() if entry[1] == "parked"]
+        assert [task] == [entry[7] for entry in _core.threads() if entry[1] == "parked"]
         wake()
         return task.result()
 

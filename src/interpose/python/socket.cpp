@@ -185,49 +185,110 @@ public:
     Py_buffer view{};
 };
 
+/// The arguments of recv: (size, flags=0).
+struct RecvArguments {
+    explicit RecvArguments(PyObject* args) {
+        if (!PyArg_ParseTuple(args, "n|i:recv", &wanted, &flags)) {
+            throw ErrorSet{};
+        }
+        check_wanted();
+    }
+    /// `size` is an int itself, and there are no flags.
+    static RecvArguments of_int(PyObject* size) {
+        RecvArguments arguments;
+        arguments.wanted = PyLong_AsSsize_t(size);
+        if (arguments.wanted == -1 && PyErr_Occurred()) {
+            throw ErrorSet{};
+        }
+        arguments.check_wanted();
+        return arguments;
+    }
+
+    std::size_t size() const noexcept { return static_cast<std::size_t>(wanted); }
+
+    Py_ssize_t wanted = 0;
+    int flags = 0;
+
+private:
+    RecvArguments() noexcept = default;
+
+    void check_wanted() const {
+        if (wanted < 0) {
+            cpython::raise(PyExc_ValueError, "negative buffersize in recv");
+        }
+    }
+};
+
+/// Remembers for the next recv whether reads of this socket are big ones.
+void note_size(Hub& hub, PyObject* self, ssize_t size) {
+    constexpr ssize_t kBulk = 16 * 1024;
+    const int fd = words_of_socket(self).fd;
+    if (fd >= 0) {
+        hub.reactor().entry(fd, self).reads_in_bulk = size >= kBulk;
+    }
+}
+
+/// Receives straight into a new bytes object: for what is likely to fill it.
+PyObject* recv_in_place(Hub& hub, PyObject* self, const RecvArguments& arguments) {
+    PyObject* bytes = nullptr;
+    const auto attempt = [&](int fd) -> ssize_t {
+        // Made for each try, so that a parked reader holds no buffer.
+        bytes = steal(PyBytes_FromStringAndSize(nullptr, arguments.wanted)).release();
+        const ssize_t size = ::recv(fd, PyBytes_AS_STRING(bytes), arguments.size(), arguments.flags | MSG_DONTWAIT);
+        if (size < 0) {
+            const int error = errno;
+            Py_CLEAR(bytes);
+            errno = error;
+        }
+        return size;
+    };
+    const ssize_t size = read_with(hub, self, "socket.recv", arguments.size(), arguments.flags, attempt);
+    note_size(hub, self, size);
+    if (size != arguments.wanted) {
+        _PyBytes_Resize(&bytes, size);  // sets bytes to null and the error indicator when it fails
+    }
+    return bytes;
+}
+
+/// Receives into the hub's buffer and copies: programs ask for 64 KiB and get a hundred bytes, and to allocate, shrink
+/// and free such a block costs more than to copy a small one.
+PyObject* recv_by_copy(Hub& hub, PyObject* self, const RecvArguments& arguments) {
+    char* buffer = hub.read_buffer();
+    const ssize_t size = read_with(hub, self, "socket.recv", arguments.size(), arguments.flags, [&](int fd) {
+        return ::recv(fd, buffer, arguments.size(), arguments.flags | MSG_DONTWAIT);
+    });
+    // Nothing of Python has run since the system call, so the buffer is still ours.
+    note_size(hub, self, size);
+    return PyBytes_FromStringAndSize(buffer, size);
+}
+
+PyObject* recv_whole(Hub& hub, PyObject* self, const RecvArguments& arguments) {
+    Ref whole = steal(PyBytes_FromStringAndSize(nullptr, arguments.wanted));
+    const std::size_t got =
+        read_all(hub, self, "socket.recv", PyBytes_AS_STRING(whole.ptr()), arguments.size(), arguments.flags);
+    PyObject* result = whole.release();
+    _PyBytes_Resize(&result, static_cast<Py_ssize_t>(got));
+    return result;
+}
+
+PyObject* recv_with(Hub& hub, PyObject* self, const RecvArguments& arguments) {
+    if (reads_all(self, arguments.flags)) {
+        return recv_whole(hub, self, arguments);
+    }
+    const int fd = words_of_socket(self).fd;
+    const bool copies =
+        arguments.size() <= Hub::kReadBufferBytes && fd >= 0 && !hub.reactor().entry(fd, self).reads_in_bulk;
+    return copies ? recv_by_copy(hub, self, arguments) : recv_in_place(hub, self, arguments);
+}
+
 PyObject* recv(PyObject* self, PyObject* args) {
     Hub* hub = hub_for(self);
     if (hub == nullptr) {
         return original_recv(self, args);
     }
     return guarded<PyObject*>(nullptr, [&] {
-        Py_ssize_t wanted = 0;
-        int flags = 0;
-        if (!PyArg_ParseTuple(args, "n|i:recv", &wanted, &flags)) {
-            throw ErrorSet{};
-        }
-        if (wanted < 0) {
-            cpython::raise(PyExc_ValueError, "negative buffersize in recv");
-        }
-        if (never_waits(self, flags)) {
-            return original_recv(self, args);
-        }
-        if (reads_all(self, flags)) {
-            Ref whole = steal(PyBytes_FromStringAndSize(nullptr, wanted));
-            const std::size_t got = read_all(*hub, self, "socket.recv", PyBytes_AS_STRING(whole.ptr()),
-                                             static_cast<std::size_t>(wanted), flags);
-            PyObject* result = whole.release();
-            _PyBytes_Resize(&result, static_cast<Py_ssize_t>(got));
-            return result;
-        }
-        PyObject* bytes = nullptr;
-        const auto attempt = [&](int fd) -> ssize_t {
-            // Made for each try, so that a parked reader holds no buffer.
-            bytes = steal(PyBytes_FromStringAndSize(nullptr, wanted)).release();
-            const ssize_t size = ::recv(fd, PyBytes_AS_STRING(bytes), static_cast<std::size_t>(wanted),
-                                        flags | MSG_DONTWAIT);
-            if (size < 0) {
-                const int error = errno;
-                Py_CLEAR(bytes);
-                errno = error;
-            }
-            return size;
-        };
-        const ssize_t size = read_with(*hub, self, "socket.recv", static_cast<std::size_t>(wanted), flags, attempt);
-        if (size != wanted) {
-            _PyBytes_Resize(&bytes, size);  // sets bytes to null and the error indicator when it fails
-        }
-        return bytes;
+        const RecvArguments arguments(args);
+        return never_waits(self, arguments.flags) ? original_recv(self, args) : recv_with(*hub, self, arguments);
     });
 }
 
@@ -267,7 +328,15 @@ PyObject* recv_into(PyObject* self, PyObject* args, PyObject* kwargs) {
 /// The arguments of a send: (bytes, flags=0). METH_VARARGS up to 3.14, METH_FASTCALL from 3.15 on, so both come as an array.
 struct SendArguments {
     SendArguments(PyObject* const* args, Py_ssize_t count) {
-        cpython::check(PyObject_GetBuffer(args[0], &buffer.view, PyBUF_SIMPLE));
+        if (PyBytes_CheckExact(args[0])) {
+            // Safety: the caller's array holds the object for as long as the call lasts.
+            bytes = PyBytes_AS_STRING(args[0]);
+            size = static_cast<std::size_t>(PyBytes_GET_SIZE(args[0]));
+        } else {
+            cpython::check(PyObject_GetBuffer(args[0], &buffer.view, PyBUF_SIMPLE));
+            bytes = buffer.bytes();
+            size = buffer.size();
+        }
         if (count == 2) {
             const long value = PyLong_AsLong(args[1]);
             if (value == -1 && PyErr_Occurred()) {
@@ -278,6 +347,8 @@ struct SendArguments {
     }
 
     Buffer buffer;
+    const char* bytes = nullptr;
+    std::size_t size = 0;
     int flags = 0;
 };
 
@@ -285,8 +356,7 @@ PyObject* send_array(Hub& hub, PyObject* self, PyObject* const* args, Py_ssize_t
     return guarded<PyObject*>(nullptr, [&] {
         const SendArguments arguments(args, count);
         Patience patience(hub, self, Interest::kWrite, "socket.send");
-        return PyLong_FromSsize_t(send_once(self, patience, arguments.buffer.bytes(), arguments.buffer.size(),
-                                            arguments.flags));
+        return PyLong_FromSsize_t(send_once(self, patience, arguments.bytes, arguments.size, arguments.flags));
     });
 }
 
@@ -294,12 +364,11 @@ PyObject* sendall_array(Hub& hub, PyObject* self, PyObject* const* args, Py_ssiz
     return guarded<PyObject*>(nullptr, [&] {
         const SendArguments arguments(args, count);
         Patience patience(hub, self, Interest::kWrite, "socket.sendall");
-        const std::size_t size = arguments.buffer.size();
         std::size_t done = 0;
         do {
             done += static_cast<std::size_t>(
-                send_once(self, patience, arguments.buffer.bytes() + done, size - done, arguments.flags));
-        } while (done < size);
+                send_once(self, patience, arguments.bytes + done, arguments.size - done, arguments.flags));
+        } while (done < arguments.size);
         Py_RETURN_NONE;
     });
 }
@@ -327,6 +396,50 @@ PyObject* sendall_fast(PyObject* self, PyObject* const* args, Py_ssize_t count) 
     Hub* hub = hub_for(self);
     return hub == nullptr || !is_send_count(count) ? as<FastFunction>(original_sendall)(self, args, count)
                                                    : sendall_array(*hub, self, args, count);
+}
+
+// ---- recv and sendall without a tuple ----
+//
+// Both are METH_VARARGS (sendall up to 3.14), so each call of `sock.recv(n)` makes a tuple, which takes 3 % of an echo
+// server's time. The descriptor in the type has a vectorcall function, which is ours too: it takes the one common form of
+// the call, and leaves every other, and every ordinary thread, to the original, which comes back through the table.
+
+vectorcallfunc original_call_recv = nullptr;
+vectorcallfunc original_call_sendall = nullptr;
+
+/// The hub if it is the call `descriptor(socket, argument)` on a virtual thread.
+Hub* hub_for_one_argument(PyObject* descriptor, PyObject* const* args, std::size_t count, PyObject* names) noexcept {
+    const bool fits = PyVectorcall_NARGS(count) == 2 && names == nullptr &&
+                      PyObject_TypeCheck(args[0], reinterpret_cast<PyDescrObject*>(descriptor)->d_type);
+    return fits ? hub_for(args[0]) : nullptr;
+}
+
+PyObject* call_recv(PyObject* descriptor, PyObject* const* args, std::size_t count, PyObject* names) {
+    Hub* hub = hub_for_one_argument(descriptor, args, count, names);
+    if (hub == nullptr || !PyLong_CheckExact(args[1])) {
+        return original_call_recv(descriptor, args, count, names);
+    }
+    return guarded<PyObject*>(nullptr, [&] { return recv_with(*hub, args[0], RecvArguments::of_int(args[1])); });
+}
+
+PyObject* call_sendall(PyObject* descriptor, PyObject* const* args, std::size_t count, PyObject* names) {
+    Hub* hub = hub_for_one_argument(descriptor, args, count, names);
+    return hub == nullptr ? original_call_sendall(descriptor, args, count, names)
+                          : sendall_array(*hub, args[0], args + 1, 1);
+}
+
+void adopt_call(PyObject* type, const char* name, vectorcallfunc function, vectorcallfunc& original) {
+    PyObject* dict = PyType_GetDict(reinterpret_cast<PyTypeObject*>(type));
+    PyObject* method = PyDict_GetItemString(dict, name);
+    Py_DECREF(dict);
+    if (method == nullptr || !Py_IS_TYPE(method, &PyMethodDescr_Type)) {
+        cpython::raise(PyExc_ImportError, "gossamer cannot take over _socket.socket.%s in this Python", name);
+    }
+    auto* descriptor = reinterpret_cast<PyMethodDescrObject*>(method);
+    if (descriptor->d_method->ml_flags == METH_VARARGS && descriptor->vectorcall != function) {
+        original = descriptor->vectorcall;  // CPython's own for METH_VARARGS, the same in every interpreter
+        descriptor->vectorcall = function;
+    }
 }
 
 /// Runs `original_call(shadow)` until it does not raise BlockingIOError, parking between.
@@ -725,6 +838,8 @@ void adopt_socket_type() {
     const Ref module = steal(PyImport_ImportModule("_socket"));
     const Ref type = steal(PyObject_GetAttrString(module.ptr(), "socket"));
     adopt_init(type.ptr());
+    adopt_call(type.ptr(), "recv", call_recv, original_call_recv);
+    adopt_call(type.ptr(), "sendall", call_sendall, original_call_sendall);
 }
 
 }  // namespace gossamer::interpose
