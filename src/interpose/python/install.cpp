@@ -39,6 +39,7 @@ void install_all_but_late_imports() {
         plan_buffered_io();
         plan_input();
         plan_late_imports();
+        plan_ssl();
         is_planned = true;
     }
     adopt_ctypes_if_loaded();
