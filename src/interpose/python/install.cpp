@@ -5,11 +5,14 @@
 
 #include <mutex>
 
+#include "interpose/python/late_import.hpp"
 #include "interpose/python/method_table.hpp"
 
 namespace gossamer::interpose {
 
-void install() {
+namespace {
+
+void install_all_but_late_imports() {
     // Several threads may come here at once. Planning runs Python code under the mutex, and the GIL may change hands
     // meanwhile: whoever waits for the mutex must be detached. None of that code comes back here.
     static std::mutex mutex;
@@ -35,6 +38,8 @@ void install() {
         plan_file_io();
         plan_buffered_io();
         plan_input();
+        plan_late_imports();
+        plan_ssl();
         is_planned = true;
     }
     adopt_ctypes_if_loaded();
@@ -42,6 +47,13 @@ void install() {
     if (!is_installed()) {
         install_planned();
     }
+}
+
+}  // namespace
+
+void install() {
+    install_all_but_late_imports();
+    plan_imported();
 }
 
 }  // namespace gossamer::interpose

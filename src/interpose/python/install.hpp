@@ -19,6 +19,7 @@ void plan_os();
 void plan_file_io();
 void plan_buffered_io();
 void plan_input();
+void plan_ssl();
 
 /// The part that is not shared by interpreters: each has a _socket.socket type, and a descriptor of its `__init__`.
 void adopt_socket_type();

@@ -4,6 +4,7 @@
 #include "interpose/python/method_table.hpp"
 
 #include <atomic>
+#include <mutex>
 #include <vector>
 
 #include "cpython/error.hpp"
@@ -19,7 +20,8 @@ struct Swap {
     PyCFunction replacement;
 };
 
-// Process-wide on purpose, as the tables are. Changed under the GIL of the main interpreter, at install and uninstall.
+// Process-wide on purpose, as the tables are. Any interpreter may plan at any time; no Python runs under the mutex.
+std::mutex swaps_mutex;
 std::vector<Swap>& swaps() {
     static auto* list = new std::vector<Swap>;
     return *list;
@@ -65,6 +67,7 @@ void plan_swap(PyObject* owner, const char* name, std::span<const Replacement> r
     PyMethodDef& definition = method_of(owner, name);
     for (const Replacement& candidate : replacements) {
         if (candidate.flags == definition.ml_flags) {
+            const std::lock_guard lock(swaps_mutex);
             original = definition.ml_meth;
             swaps().push_back({&definition, definition.ml_meth, candidate.function});
             return;
@@ -89,6 +92,7 @@ PackedArguments::PackedArguments(PyObject* const* given, Py_ssize_t count, PyObj
 }
 
 void install_planned() noexcept {
+    const std::lock_guard lock(swaps_mutex);
     installed = true;
     for (const Swap& swap : swaps()) {
         store(*swap.definition, swap.replacement);
@@ -96,6 +100,7 @@ void install_planned() noexcept {
 }
 
 void uninstall_all() noexcept {
+    const std::lock_guard lock(swaps_mutex);
     installed = false;
     for (const Swap& swap : swaps()) {
         store(*swap.definition, swap.original);

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs under ``gossamer run`` as child processes, the HTTP server and the Redis server that they talk to."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+LONGEST = 100  # seconds that a program may take
+MOST_OS_THREADS = 12
+REDIS_PACKAGES = (
+    "redis-server redis-tools libjemalloc2 liblzf1 lua-bitop lua-cjson liblua5.1-0 libatomic1 libsystemd0".split()
+)
+
+# What a program has at hand, and what it tells at its end.
+PREAMBLE = """
+import json, os, sys, threading
+
+def os_threads():
+    return len(os.listdir("/proc/self/task"))
+
+most_os_threads = 0
+
+def at_once(count, call):
+    # `call(0)` to `call(count - 1)`, each in a thread of its own; their results.
+    results, errors = [None] * count, []
+    def body(index):
+        global most_os_threads
+        try:
+            results[index] = call(index)
+        except BaseException as error:
+            errors.append(error)
+            raise
+        finally:
+            most_os_threads = max(most_os_threads, os_threads())
+    threads = [threading.Thread(target=body, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results
+
+def report(**facts):
+    print(json.dumps(facts | {"os_threads": max(most_os_threads, os_threads())}))
+
+"""
+
+
+@pytest.fixture
+def run_program() -> Callable[..., dict[str, Any]]:
+    """A function that runs a program under ``gossamer run`` and returns what it reported; it must write no error."""
+
+    def run(code: str, *arguments: object) -> dict[str, Any]:
+        command = [sys.executable, "-m", "gossamer", "run", "-c", PREAMBLE + textwrap.dedent(code)]
+        result = subprocess.run(
+            [*command, *map(str, arguments)], capture_output=True, text=True, timeout=LONGEST, check=False
+        )
+        assert (0, "") == (result.returncode, result.stderr)
+        facts = json.loads(result.stdout)
+        assert facts.pop("os_threads") <= MOST_OS_THREADS
+        return facts
+
+    return run
+
+
+@contextmanager
+def child(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process that is ended with the block."""
+    with subprocess.Popen(command, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def http_server() -> Iterator[str]:
+    """The address of a server that holds requests back until a crowd of them is there."""
+    with child([sys.executable, str(HERE / "server.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def many_descriptors() -> None:
+    """As many as the system allows, for the servers too."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@pytest.fixture(scope="session")
+def redis_folder() -> Path:
+    """The folder where Debian's packages of Redis are unpacked."""
+    folder = ROOT / "build" / "deb"
+    if not (folder / "usr" / "bin" / "redis-server").exists():
+        unpack = [sys.executable, str(ROOT / "tools" / "deb.py"), "unpack", str(folder), *REDIS_PACKAGES]
+        subprocess.run(unpack, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def redis_server(redis_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a Redis server."""
+    with socket.create_server(("127.0.0.1", 0)) as placeholder:
+        port = placeholder.getsockname()[1]
+    environment = os.environ | {"LD_LIBRARY_PATH": str(redis_folder / "usr/lib/x86_64-linux-gnu")}
+    command = [str(redis_folder / "usr/bin/redis-server"), "--port", str(port), "--save", "", "--maxclients", "4000"]
+    command += ["--dir", str(tmp_path_factory.mktemp("redis"))]
+    with child(command, env=environment, stdout=subprocess.PIPE) as process:
+        for line in process.stdout:
+            if "eady to accept connections" in line:
+                break
+        yield port
