@@ -613,6 +613,9 @@ TEST_F(EpollReactorTest, UrgentDataIsRememberedAndWakesWhoWaitsForIt) {
 }
 
 TEST(EpollReactorLimits, ConstructorThatFailsLeaksNoDescriptor) {
+    if (testing::kIsSanitized) {
+        GTEST_SKIP() << "UBSan checks the exception's type with a pipe, and there is no descriptor for it";
+    }
     const int code = testing::run_in_child([] {
         // Room for the first descriptor of the reactor, not for the second.
         rlimit limit{};
