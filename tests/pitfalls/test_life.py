@@ -228,3 +228,25 @@ def test_outside_gossamer_nothing_changes() -> None:
     left.close()
     right.close()
     assert [b"x", True] == results
+
+
+def test_parking_in_hot_loops_with_the_jit_on() -> None:
+    """Where the interpreter has a JIT, threads park inside its traces and go on right."""
+    result = run_program(
+        """
+        import gossamer as gs
+        def work(number):
+            total = 0
+            for step in range(20_000):
+                total += step % 7
+                if step % 50 == number:
+                    gs.checkpoint()
+            return total
+        with gs.scope() as scope:
+            tasks = [scope.spawn(work, number) for number in range(20)]
+        print({task.result() for task in tasks} == {sum(step % 7 for step in range(20_000))})
+        """,
+        env={**os.environ, "PYTHON_JIT": "1"},
+    )
+
+    assert (0, "True\n", "") == (result.returncode, result.stdout, result.stderr)
