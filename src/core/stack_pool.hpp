@@ -41,7 +41,7 @@ struct Stack {
 class StackPool final {
 public:
     static constexpr std::size_t kDefaultStackBytes = 512 * 1024;
-    static constexpr std::size_t kRecordBytes = 768;
+    static constexpr std::size_t kRecordBytes = 448;
     static constexpr std::size_t kWarmStacks = 1024;         // released stacks that keep their pages
     static constexpr std::size_t kProtectedStacks = 25'000;  // two mappings each, of some 65,000
 

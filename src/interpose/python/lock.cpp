@@ -10,6 +10,8 @@
 // OS thread's, which is what the original compares with. The words' place is found at start-up by looking.
 #include "cpython/api.hpp"
 
+#include <atomic>
+#include <cstdint>
 #include <cstring>
 
 #include "core/assert.hpp"
@@ -107,8 +109,80 @@ bool try_acquire(PyCFunction original, PyObject* self) {
     return steal(as<KeywordFunction>(original)(self, arguments.ptr(), nullptr)).ptr() == Py_True;
 }
 
+// How a lock object keeps its lock (Modules/_threadmodule.c): a PyThread_type_lock with a flag beside it, or from some
+// release of 3.13 on a PyMutex's byte. Found by find_lock_words(); unknown: the original is asked.
+enum class LockLayout : std::uint8_t { kUnknown, kThreadLock, kMutexByte };
+LockLayout lock_layout = LockLayout::kUnknown;
+
+struct ThreadLockWords {
+    PyObject ob_base;
+    PyThread_type_lock lock;
+    PyObject* weak_references;
+    char is_locked;
+};
+struct MutexWords {
+    PyObject ob_base;
+    std::uint8_t bits;
+};
+
+bool try_take_thread_lock(PyThread_type_lock lock) noexcept {
+    return PyThread_acquire_lock_timed(lock, 0, 0) == PY_LOCK_ACQUIRED;
+}
+
+/// Include/cpython/lock.h: bit 0 is "locked", the others belong to who waits.
+bool try_take_mutex(std::uint8_t& bits) noexcept {
+    constexpr std::uint8_t kLocked = 1;
+    const std::atomic_ref<std::uint8_t> word(bits);
+    std::uint8_t seen = word.load();
+    while ((seen & kLocked) == 0) {
+        if (word.compare_exchange_weak(seen, seen | kLocked)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/// Takes the lock if it is free. Without the original, whose parsing of arguments takes 100 ns and, where a virtual thread
+/// starts, a second page of its stack.
+bool try_take_lock(PyObject* self) {
+    switch (lock_layout) {
+        case LockLayout::kThreadLock: {
+            auto& words = *reinterpret_cast<ThreadLockWords*>(self);
+            if (!try_take_thread_lock(words.lock)) {
+                return false;
+            }
+            words.is_locked = 1;
+            return true;
+        }
+        case LockLayout::kMutexByte:
+            return try_take_mutex(reinterpret_cast<MutexWords*>(self)->bits);
+        case LockLayout::kUnknown:
+            break;
+    }
+    return try_acquire(original_lock_acquire, self);
+}
+
+/// Looks at a lock that the original takes and releases.
+void find_lock_words(PyObject* thread_module, PyObject* type) {
+    const Ref lock = steal(PyObject_CallMethod(thread_module, "allocate_lock", nullptr));
+    const Py_ssize_t size = reinterpret_cast<PyTypeObject*>(type)->tp_basicsize;
+    const auto& old_words = *reinterpret_cast<ThreadLockWords*>(lock.ptr());
+    const auto& new_words = *reinterpret_cast<MutexWords*>(lock.ptr());
+    const bool may_be_old = size == Py_ssize_t{sizeof(ThreadLockWords)} && old_words.lock != nullptr && old_words.is_locked == 0;
+    const bool may_be_new = size == Py_ssize_t{sizeof(MutexWords)} && new_words.bits == 0;
+    steal(PyObject_CallMethod(lock.ptr(), "acquire", nullptr));
+    const bool is_old = may_be_old && old_words.is_locked == 1 && !try_take_thread_lock(old_words.lock);
+    const bool is_new = may_be_new && new_words.bits == 1;
+    steal(PyObject_CallMethod(lock.ptr(), "release", nullptr));
+    if (is_old && old_words.is_locked == 0) {
+        lock_layout = LockLayout::kThreadLock;
+    } else if (is_new && new_words.bits == 0) {
+        lock_layout = LockLayout::kMutexByte;
+    }
+}
+
 bool acquire_lock(Hub& hub, PyObject* self, const AcquireArguments& arguments) {
-    const auto take = [&] { return try_acquire(original_lock_acquire, self); };
+    const auto take = [&] { return try_take_lock(self); };
     return take() || (arguments.blocks && sched::wait_until(hub, self, {.what = "Lock.acquire", .object = self},
                                                             arguments.deadline, take));
 }
@@ -173,6 +247,16 @@ PyObject* lock_exit(PyObject* self, PyObject* args) { return release_lock(origin
 
 // ---- RLock ----
 
+/// Takes the lock inside an RLock if it is free: a PyThread_type_lock up to 3.13, a PyMutex's byte from 3.14 on.
+bool try_take_rlock_word(RLockWords& words) noexcept {
+    if (cpython::kPython314) {
+        return try_take_mutex(reinterpret_cast<std::uint8_t&>(words.lock));
+    }
+    return try_take_thread_lock(words.lock);
+}
+
+bool is_rlock_word_known = false;  // by find_rlock_words()
+
 /// Takes the free lock for the running virtual thread, or returns false.
 bool try_take_rlock(Hub& hub, PyObject* self) {
     RLockWords& words = words_of(self);
@@ -180,8 +264,14 @@ bool try_take_rlock(Hub& hub, PyObject* self) {
     if (words.owner == os_ident) {
         return false;  // held by the carrier's main virtual thread: the original would take us for it
     }
-    if (!try_acquire(original_rlock_acquire, self)) {
+    if (!is_rlock_word_known) {
+        if (!try_acquire(original_rlock_acquire, self)) {
+            return false;
+        }
+    } else if (!try_take_rlock_word(words)) {
         return false;
+    } else {
+        words.count = kFirstCount;
     }
     words.owner = hub.running().ident();
     return true;
@@ -326,13 +416,26 @@ void find_rlock_words(PyObject* type) {
     const Ref rlock = steal(PyObject_CallNoArgs(type));
     steal(PyObject_CallMethod(rlock.ptr(), "acquire", nullptr));
     steal(PyObject_CallMethod(rlock.ptr(), "acquire", nullptr));
-    const RLockWords& words = words_of(rlock.ptr());
+    RLockWords& words = words_of(rlock.ptr());
     const bool is_known = reinterpret_cast<PyTypeObject*>(type)->tp_basicsize >= Py_ssize_t{sizeof(RLockWords)} &&
                           words.owner == PyThread_get_thread_ident() && words.count == kFirstCount + 1;
     steal(PyObject_CallMethod(rlock.ptr(), "release", nullptr));
     steal(PyObject_CallMethod(rlock.ptr(), "release", nullptr));
     if (!is_known) {
         cpython::raise(PyExc_ImportError, "gossamer does not know the layout of RLock in this Python");
+    }
+    if (try_take_rlock_word(words)) {
+        words.owner = PyThread_get_thread_ident();
+        words.count = kFirstCount;
+        // What we took must be what the original releases.
+        const Ref released = Ref::steal_or_null(PyObject_CallMethod(rlock.ptr(), "release", nullptr));
+        is_rlock_word_known = released && words.owner == 0 && try_take_rlock_word(words);
+        if (is_rlock_word_known) {
+            words.owner = PyThread_get_thread_ident();
+            words.count = kFirstCount;
+            steal(PyObject_CallMethod(rlock.ptr(), "release", nullptr));
+        }
+        PyErr_Clear();  // of a release that did not understand; the original is asked then
     }
 }
 
@@ -357,6 +460,7 @@ void plan_locks(PyObject* thread_module) {
     const Replacement releases[] = {{METH_NOARGS, lock_release}};
     const Replacement old_releases[] = {{METH_NOARGS, lock_release_old}};
     const Replacement exits[] = {{METH_VARARGS, lock_exit}, {METH_FASTCALL, as_c_function(lock_exit_fast)}};
+    find_lock_words(thread_module, lock.ptr());
     plan_swap(lock.ptr(), "acquire", acquires, original_lock_acquire);
     plan_swap(lock.ptr(), "acquire_lock", old_acquires, original_lock_acquire_old, true);
     plan_swap(lock.ptr(), "__enter__", enters, original_lock_enter);

@@ -630,7 +630,7 @@ PyObject* accept(PyObject* self, PyObject* unused) {
     }
     return guarded<PyObject*>(nullptr, [&] {
         const SocketWords& words = words_of_socket(self);
-        if (words.is_blocking() && words.fd >= 0 && !hub->reactor().entry(words.fd, self).is_registered) {
+        if (words.is_blocking() && words.fd >= 0) {  // each time: settimeout(None) makes it blocking again
             make_non_blocking(words.fd);
         }
         PyObject* result = retried(*hub, self, Interest::kRead, "socket.accept", 0,
