@@ -16,9 +16,7 @@ namespace {
 
 constexpr std::size_t kPage = 4096;
 constexpr std::size_t kChunkBytes = 16 * 1024;
-constexpr std::size_t kTopOffset = 2432;  // of `top` in its page: what a parked fiber's C stack has room for
-constexpr std::size_t kColourStep = 128;
-constexpr std::size_t kColours = 3;
+constexpr std::size_t kTopOffset = 2752;  // of `top` in its page: what a parked fiber's C stack has room for
 constexpr std::size_t kSlabBytes = std::size_t{128} << 20;
 constexpr int kMadvGuardInstall = 102;  // linux/mman.h of 6.13; glibc 2.36 does not name it
 constexpr std::uint64_t kCanary = 0x676f7373616d6572;
@@ -70,7 +68,7 @@ Guard StackPool::available_guard() noexcept {
 
 Stack StackPool::describe(std::uint32_t slot) const noexcept {
     std::byte* base = slabs_[slot / slots_per_slab_] + (slot % slots_per_slab_) * slot_bytes_;
-    std::byte* top = base + stack_bytes_ + kTopOffset + (slot % kColours) * kColourStep;
+    std::byte* top = base + stack_bytes_ + kTopOffset;
     return Stack{.limit = base + kPage,
                  .top = top,
                  .record = top,

@@ -190,7 +190,7 @@ VirtualThread& Hub::spawn(const Entry& entry, std::size_t stack_bytes) {
         Py_XDECREF(entry.context);
         throw;
     }
-    // Safety: `record` is StackPool::kRecordBytes long and 128-byte aligned.
+    // Safety: `record` is StackPool::kRecordBytes long and 64-byte aligned.
     auto* thread = reinterpret_cast<VirtualThread*>(stack.record);
     if (stack.has_record) {
         thread->reset_for_next_tenant();
