@@ -320,8 +320,12 @@ PyObject* after_fork_in_child(PyObject*, PyObject*) {
         Hub::forget_others_after_fork();
         core::Watchdog::instance().reset_after_fork();
         if (Hub* hub = Hub::current()) {
+            const bool was_main = &hub->running() == &hub->main();
             hub->reset_after_fork();
             interpose::keep_thread_alive_after_fork(hub->running());
+            if (!was_main && hub->is_main_thread_hub()) {
+                interpose::end_main_thread_after_fork();
+            }
         }
         Py_RETURN_NONE;
     });

@@ -297,9 +297,11 @@ Wake Hub::park(const WaitNote& note, core::Deadline deadline, Cancellable cancel
 
 Wake Hub::wake_reason(VirtualThread& self, Cancellable cancellable) noexcept {
     const bool timed_out = std::exchange(self.is_timed_out, false);
-    if (cancellable != Cancellable::kNothing && self.is_main_ && cpython::is_signal_pending() &&
-        PyErr_CheckSignals() < 0) {
-        return Wake::kFailed;
+    if (cancellable != Cancellable::kNothing && self.is_main_ && cpython::is_signal_pending()) {
+        ++handled_signals_;
+        if (PyErr_CheckSignals() < 0) {
+            return Wake::kFailed;
+        }
     }
     if (std::exchange(self.is_deadlocked, false)) {
         ++statistics_.deadlocks;

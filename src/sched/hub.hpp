@@ -155,6 +155,9 @@ public:
     std::size_t live_count() const noexcept { return live_count_; }
     core::IntrusiveList<VirtualThread>& roster() noexcept { return roster_; }
 
+    /// How often signal handlers have run at a park of the main virtual thread. Carrier only.
+    std::uint64_t handled_signals() const noexcept { return handled_signals_; }
+
     /// A job on the OS-thread pool will wake a virtual thread of this hub: not a deadlock. Thread: carrier.
     void expect_external_wake(int change) noexcept { external_wakes_expected_ += change; }
 
@@ -245,6 +248,7 @@ private:
     core::IntrusiveList<VirtualThread> roster_;
     std::size_t live_count_ = 0;
     int external_wakes_expected_ = 0;
+    std::uint64_t handled_signals_ = 0;
     int usual_origin_depth_ = 0;
     bool is_shuffled_ = false;
     std::uint64_t shuffle_state_ = 0;

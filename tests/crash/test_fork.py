@@ -218,3 +218,28 @@ print('ok')
 """
         )
     )
+
+
+def test_the_main_thread_has_ended_in_the_child_of_a_virtual_thread(run_program):
+    """Joining it in the child returns, as it does where an OS thread forked."""
+    result = run_program(
+        """
+        import os, threading, warnings
+        warnings.simplefilter("ignore")
+        main = threading.current_thread()
+
+        def work():
+            child = os.fork()
+            if child:
+                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            else:
+                thread = threading.Thread(target=main.join)
+                thread.start()
+                thread.join()
+                os._exit(7)
+
+        threading.Thread(target=work).start()
+        """
+    )
+
+    assert (0, "7\n", "") == (result.returncode, result.stdout, result.stderr)

@@ -152,7 +152,8 @@ def test_memory_that_runs_out_fails_the_spawn_and_leaves_the_others_running() ->
         gate = threading.Lock(); gate.acquire()
         def wait():
             gate.acquire(); gate.release()
-        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY))
+        used = int(open("/proc/self/statm").read().split()[0]) * 4096
+        resource.setrlimit(resource.RLIMIT_AS, (used + (700 << 20), resource.RLIM_INFINITY))
         ended = 0
         with gs.scope() as scope:
             try:

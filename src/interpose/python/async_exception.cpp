@@ -5,13 +5,14 @@
 // `_ctypes.CFuncPtr`; ours, when asked for this one name, makes one of our function's address. Classes made from CFuncPtr
 // inherit the slot when they are made; those that exist already are changed too.
 //
-// `_ctypes` may be imported at any time, so the function that executes an extension module (`_imp.exec_dynamic`, or
-// `_imp.exec_builtin` where `_ctypes` is built in) is watched. C code that calls the symbol itself still reaches OS
-// threads only.
+// `_ctypes` may be imported at any time (late_import.hpp). C code that calls the symbol itself still reaches OS threads only.
 #include "cpython/api.hpp"
 
 #include "cpython/ref.hpp"
+#include <string_view>
+
 #include "interpose/python/install.hpp"
+#include "interpose/python/late_import.hpp"
 #include "interpose/python/method_table.hpp"
 #include "sched/hub.hpp"
 
@@ -25,8 +26,6 @@ using sched::VirtualThread;
 
 namespace {
 
-PyCFunction original_exec_dynamic = nullptr;
-PyCFunction original_exec_builtin = nullptr;
 newfunc original_new = nullptr;
 
 constexpr const char* kSymbol = "PyThreadState_SetAsyncExc";
@@ -89,43 +88,8 @@ void adopt_ctypes(PyObject* module) {
     }
 }
 
-PyObject* exec_with(PyCFunction original, PyObject* importer, PyObject* module) {
-    PyObject* result = original(importer, module);
-    const char* name = result != nullptr && PyModule_Check(module) ? PyModule_GetName(module) : nullptr;
-    if (name == nullptr) {
-        if (result != nullptr) {
-            PyErr_Clear();  // a module without a name is none that we know
-        }
-        return result;
-    }
-    if (std::string_view(name) != "_ctypes") {
-        return result;
-    }
-    return guarded<PyObject*>(nullptr, [&] {
-        Ref owned = steal(result);
-        adopt_ctypes(module);
-        return owned.release();
-    });
-}
-
-PyObject* exec_dynamic(PyObject* importer, PyObject* module) { return exec_with(original_exec_dynamic, importer, module); }
-PyObject* exec_builtin(PyObject* importer, PyObject* module) { return exec_with(original_exec_builtin, importer, module); }
-
 }  // namespace
 
-void plan_async_exception() {
-    const Ref importer = steal(PyImport_ImportModule("_imp"));
-    const Replacement dynamics[] = {{METH_O, exec_dynamic}};
-    const Replacement builtins[] = {{METH_O, exec_builtin}};
-    plan_swap(importer.ptr(), "exec_dynamic", dynamics, original_exec_dynamic);
-    plan_swap(importer.ptr(), "exec_builtin", builtins, original_exec_builtin);
-}
-
-void adopt_ctypes_if_loaded() {
-    PyObject* loaded = PyDict_GetItemString(PyImport_GetModuleDict(), "_ctypes");
-    if (loaded != nullptr) {
-        adopt_ctypes(loaded);
-    }
-}
+void plan_async_exception() { adopt_when_imported("_ctypes", &adopt_ctypes); }
 
 }  // namespace gossamer::interpose

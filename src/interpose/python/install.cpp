@@ -38,11 +38,11 @@ void install_all_but_late_imports() {
         plan_file_io();
         plan_buffered_io();
         plan_input();
+        plan_signal();
         plan_late_imports();
         plan_ssl();
         is_planned = true;
     }
-    adopt_ctypes_if_loaded();
     adopt_thread_ends();
     if (!is_installed()) {
         install_planned();

@@ -19,12 +19,11 @@ void plan_os();
 void plan_file_io();
 void plan_buffered_io();
 void plan_input();
+void plan_signal();
 void plan_ssl();
 
 /// The part that is not shared by interpreters: each has a _socket.socket type, and a descriptor of its `__init__`.
 void adopt_socket_type();
-/// The same: `_ctypes.CFuncPtr` and its subclasses, if the module is loaded.
-void adopt_ctypes_if_loaded();
 /// The same: OS threads that run already (3.12).
 void adopt_thread_ends();
 

@@ -26,6 +26,7 @@ PyCFunction original_exec_builtin = nullptr;
 struct LatePlan {
     const char* name;
     void (*plan)(PyObject* module);
+    bool is_for_each_interpreter = false;
 };
 
 /// What is not planned yet; no Python runs under the mutex.
@@ -49,7 +50,9 @@ public:
             return std::nullopt;
         }
         const LatePlan plan = *found;
-        plans_.erase(found);
+        if (!plan.is_for_each_interpreter) {
+            plans_.erase(found);
+        }
         return plan;
     }
 
@@ -73,7 +76,9 @@ void plan_for(PyObject* module, std::string_view name) {
     try {
         plan->plan(module);
     } catch (const cpython::ErrorSet&) {
-        LatePlans::instance().add(*plan);
+        if (!plan->is_for_each_interpreter) {
+            LatePlans::instance().add(*plan);
+        }
         throw;
     }
     install_planned();
@@ -108,6 +113,10 @@ PyObject* exec_builtin(PyObject* self, PyObject* module) {
 
 void plan_when_imported(const char* name, void (*plan)(PyObject* module)) {
     LatePlans::instance().add({name, plan});
+}
+
+void adopt_when_imported(const char* name, void (*adopt)(PyObject* module)) {
+    LatePlans::instance().add({name, adopt, true});
 }
 
 void plan_late_imports() {

@@ -7,7 +7,8 @@
 // has run. Neither sys.meta_path nor a module's loader is touched, and it does not matter who imports the module, nor
 // how.
 //
-// The first interpreter that imports the module plans, for all of them.
+// The first interpreter that imports the module plans, for all of them; what each interpreter has of its own (a heap type)
+// is adopted in each.
 // Source: Python/import.c, ExtensionFileLoader.exec_module and BuiltinImporter.exec_module in Lib/importlib.
 #pragma once
 
@@ -18,6 +19,10 @@ namespace gossamer::interpose {
 /// Remembers to call `plan(module)` once the extension module `name`, a literal, is imported.
 /// Thread: any. Python: attached.
 void plan_when_imported(const char* name, void (*plan)(PyObject* module));
+
+/// Remembers to call `adopt(module)` in every interpreter that imports the extension module `name`, a literal.
+/// Thread: any. Python: attached.
+void adopt_when_imported(const char* name, void (*adopt)(PyObject* module));
 
 /// Plans the swap of `_imp`'s two functions. Throws ErrorSet.
 void plan_late_imports();

@@ -229,6 +229,16 @@ PyObject* interrupt_main(PyObject* module, PyObject* args) {
 
 }  // namespace
 
+void end_main_thread_after_fork() {
+    if (!cpython::kPython313) {
+        return;  // threading does it
+    }
+    const Ref threading = steal(PyImport_ImportModule("threading"));
+    const Ref main = steal(PyObject_GetAttrString(threading.ptr(), "_main_thread"));
+    const Ref handle = steal(PyObject_GetAttrString(main.ptr(), "_handle"));
+    steal(PyObject_CallMethod(handle.ptr(), "_set_done", nullptr));
+}
+
 bool was_error_lost() noexcept { return error_was_lost; }
 
 void note_lost_error() noexcept { error_was_lost = true; }

@@ -31,6 +31,11 @@ void finish_thread(sched::VirtualThread& thread);
 /// In a forked child, before Python's own hooks: the running virtual thread has not ended.
 void keep_thread_alive_after_fork(sched::VirtualThread& thread) noexcept;
 
+/// In a forked child of a virtual thread, before Python's own hooks: the main thread has ended. From 3.13 on the interpreter
+/// takes the handle with the OS identity of the thread that forked, which is the main thread's too, for one that lives.
+/// Throws ErrorSet.
+void end_main_thread_after_fork();
+
 /// Parks until every virtual thread of the hub that is not a daemon has ended.
 void join_non_daemons();
 
