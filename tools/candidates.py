@@ -19,7 +19,7 @@ from pathlib import Path
 from debian_folder import DebianFolder
 
 # Those that Gossamer works on today: what `make demo` may take and `make test` runs on. A new one is added here.
-WORKING = ("3.12", "3.13", "3.14", "3.15")
+WORKING = ("3.12", "3.13", "3.14", "3.15", "3.13t")
 ALWAYS_NEEDED = ("3.12", "3.13")  # without these `make test` fails on any machine, not only in CI
 MINIMUM_VERSIONS = {"3.14": (3, 14, 1)}  # 3.14.0 cannot be told the bounds of a C stack
 PROBE_SECONDS = 30

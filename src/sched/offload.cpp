@@ -43,9 +43,6 @@ public:
         if (!call_->result) {
             call_->exception = Ref::steal_or_null(PyErr_GetRaisedException());
         }
-        call_->module.reset();
-        call_->args.reset();
-        call_->kwargs.reset();
         const void* key = call_.get();
         call_->is_done.store(true);
         core::ParkingLot::instance().unpark_all(key);
@@ -72,6 +69,10 @@ Ref call_elsewhere(Hub& hub, const char* what, void (*submit)(std::unique_ptr<co
     if (!wait_until(hub, call.get(), {.what = what}, core::Deadline::never(), [&] { return call->is_done.load(); })) {
         GS_UNREACHABLE();
     }
+    // Dropped here, not on the other thread: where there is no GIL a reference dropped elsewhere is counted later.
+    call->module.reset();
+    call->args.reset();
+    call->kwargs.reset();
     if (call->exception) {
         PyErr_SetRaisedException(call->exception.release());
         throw cpython::ErrorSet{};
