@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has to be there before anything is measured: the extension as a release has it, the compiled peers, the packages."""
+"""What has to be there before anything is measured: the extension as a release has it, the compiled peers, the
+packages.
+"""
 
 from __future__ import annotations
 

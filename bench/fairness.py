@@ -2,8 +2,10 @@
 """How late a virtual thread wakes beside three that compute: ``python bench/fairness.py [seconds] [slice in ms]``.
 
 The hogs are a plain loop, ``sum`` of a generator and ``sorted`` with a key. The sleeper sleeps 15 to 25 ms at a time, a
-random time each, for sleeps of exactly 20 ms fall into step with the slices. Prints one line: the interpreter, the number
-of sleeps, the lateness at the median, at p99 and at most, how often a hog was preempted, and the share of a core that the
+random time each, for sleeps of exactly 20 ms fall into step with the slices. Prints one line: the interpreter, the
+number
+of sleeps, the lateness at the median, at p99 and at most, how often a hog was preempted, and the share of a core
+that the
 carrier got: below 1.00 other programs are part of the lateness. The target is 14 ms at p99.
 """
 

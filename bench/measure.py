@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running measured programs and putting their figures together.
 
-A row runs ours and its peer by turns, each in a process of its own on the same CPU, and compares the two of a round with
+A row runs ours and its peer by turns, each in a process of its own on the same CPU, and compares the two of a round
+with
 each other: whatever else the machine does at the time hits both. Peers run in processes that cannot import Gossamer.
 """
 

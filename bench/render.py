@@ -56,7 +56,9 @@ def render_table(document: dict[str, Any]) -> str:
 
 def render_folder(folder: Path) -> None:
     """Write README.md from every result in ``folder``."""
-    parts = ["# Results\n\nWritten by `bench/run.py`; every round, and what it was computed from, is in the JSON files.\n"]
+    parts = [
+        "# Results\n\nWritten by `bench/run.py`; every round, and what it was computed from, is in the JSON files.\n"
+    ]
     for path in sorted(folder.glob("cpython-*.json"), key=lambda path: (len(path.stem), path.stem)):
         document = json.loads(path.read_text(encoding="utf-8"))
         changed = " with uncommitted changes" if document["changed_files"] else ""

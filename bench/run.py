@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Measures Gossamer against its peers: bench/run.py [--python PYTHON] [--only NAME,...] [--rounds N] [--all] [--json FILE]
+"""Measures Gossamer against its peers.
+
+    bench/run.py [--python PYTHON] [--only NAME,...] [--rounds N] [--all] [--json FILE]
 
 Builds what it needs, runs the rows (rows/*.py) on an idle machine best, writes results/TAG.json and results/README.md,
 and prints the table. The exit code is 1 when a figure is over its limit.
@@ -15,10 +17,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from build import build_extension, build_peers, install_packages
 from machine import describe_machine
 from measure import HERE, ROOT, Bench, ProgramFailed, Result, log
 from render import as_json, render_folder, render_table
+
+from build import build_extension, build_peers, install_packages
 
 ROWS = (
     "checkpoint",

@@ -45,8 +45,8 @@ Hub& current_hub() {
 void raise_deadlock(Hub& hub) {
     guarded(0, [&hub] {
         const Ref module = steal(PyImport_ImportModule("gossamer._errors"));
-        const Ref error = steal(PyObject_CallMethod(module.ptr(), "make_deadlock_error", "s",
-                                                    hub.running().wait_note.what));
+        const Ref error =
+            steal(PyObject_CallMethod(module.ptr(), "make_deadlock_error", "s", hub.running().wait_note.what));
         PyErr_SetRaisedException(Py_NewRef(error.ptr()));
         return 0;
     });
@@ -103,9 +103,8 @@ PyObject* spawn(PyObject* module, PyObject* const* args, Py_ssize_t count, PyObj
         if (count < 1) {
             cpython::raise(PyExc_TypeError, "spawn() needs a callable");
         }
-        sched::TaskObject* task =
-            sched::spawn_task(cpython::state_of_module(module), current_hub(), args[0], args + 1,
-                              static_cast<std::size_t>(count - 1), names, nullptr, 0);
+        sched::TaskObject* task = sched::spawn_task(cpython::state_of_module(module), current_hub(), args[0], args + 1,
+                                                    static_cast<std::size_t>(count - 1), names, nullptr, 0);
         return &task->ob_base;
     });
 }
@@ -268,8 +267,7 @@ PyObject* threads(PyObject*, PyObject*) {
             const bool waits = thread->status == sched::ThreadStatus::kParked;
             const Ref entry = steal(Py_BuildValue(
                 "(ksziOOOOdO)", thread->ident(), status_name(thread->status), waits ? thread->wait_note.what : nullptr,
-                waits ? thread->wait_note.fd : -1,
-                thread == &hub.main() ? Py_True : Py_False,
+                waits ? thread->wait_note.fd : -1, thread == &hub.main() ? Py_True : Py_False,
                 thread->is_daemon ? Py_True : Py_False, thread->is_scoped ? Py_True : Py_False,
                 thread->object == nullptr ? Py_None : thread->object,
                 std::chrono::duration<double>(core::coarse_now() - thread->born).count(),
@@ -285,9 +283,9 @@ PyObject* statistics(PyObject*, PyObject*) {
         Hub& hub = current_hub();
         const sched::HubStatistics& counts = hub.statistics();
         return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:O}", "spawned", counts.spawned, "finished",
-                             counts.finished, "parks", counts.parks, "switches", counts.switches.load(), "polls", counts.polls,
-                             "waits", counts.waits, "preemptions", counts.preemptions, "deadlocks", counts.deadlocks, "live",
-                             static_cast<Py_ssize_t>(hub.live_count()), "main_is_virtual",
+                             counts.finished, "parks", counts.parks, "switches", counts.switches.load(), "polls",
+                             counts.polls, "waits", counts.waits, "preemptions", counts.preemptions, "deadlocks",
+                             counts.deadlocks, "live", static_cast<Py_ssize_t>(hub.live_count()), "main_is_virtual",
                              hub.main().is_main() ? Py_True : Py_False);
     });
 }
@@ -389,41 +387,40 @@ void end_preemption_at_exit(PyObject* module) {
     steal(PyObject_CallMethod(atexit.ptr(), "register", "O", end.ptr()));
 }
 
-PyMethodDef functions[] = {
-    {"enter", enter, METH_O, nullptr},
-    {"leave", leave, METH_NOARGS, nullptr},
-    {"uninstall", uninstall, METH_NOARGS, nullptr},
-    {"is_virtual", is_virtual, METH_NOARGS, nullptr},
-    {"checkpoint", checkpoint, METH_NOARGS, nullptr},
-    {"current", current, METH_NOARGS, nullptr},
-    {"spawn", _PyCFunction_CAST(spawn), METH_FASTCALL | METH_KEYWORDS, nullptr},
-    {"shield", shield, METH_O, nullptr},
-    {"no_switch", no_switch, METH_O, nullptr},
-    {"raise_cancellation_again", raise_cancellation_again, METH_NOARGS, nullptr},
-    {"note_lost_error", note_lost_error, METH_NOARGS, nullptr},
-    {"call_noting_error", _PyCFunction_CAST(call_noting_error), METH_FASTCALL, nullptr},
-    {"track_coroutine_origins", track_coroutine_origins, METH_O, nullptr},
-    {"set_own_signal_handler", set_own_signal_handler, METH_O, nullptr},
-    {"make_threads_virtual", make_threads_virtual, METH_O, nullptr},
-    {"hub_ident", hub_ident, METH_NOARGS, nullptr},
-    {"start_virtual_clock", start_virtual_clock, METH_NOARGS, nullptr},
-    {"stop_virtual_clock", stop_virtual_clock, METH_NOARGS, nullptr},
-    {"advance_virtual_clock", advance_virtual_clock, METH_O, nullptr},
-    {"shuffle", shuffle, METH_O, nullptr},
-    {"guard_kind", guard_kind, METH_NOARGS, nullptr},
-    {"was_error_lost", was_error_lost, METH_NOARGS, nullptr},
-    {"threads", threads, METH_NOARGS, nullptr},
-    {"statistics", statistics, METH_NOARGS, nullptr},
-    {"join_non_daemons", join_non_daemons, METH_NOARGS, nullptr},
-    {"cancel_all", cancel_all, METH_NOARGS, nullptr},
-    {"after_fork_in_child", after_fork_in_child, METH_NOARGS, nullptr},
-    {"set_slice", set_slice, METH_O, nullptr},
-    {"preemption_status", preemption_status, METH_NOARGS, nullptr},
-    {"end_preemption", end_preemption, METH_NOARGS, nullptr},
-    {"report_uncaught", report_uncaught, METH_O, nullptr},
-    {"end_by_interrupt", end_by_interrupt, METH_NOARGS, nullptr},
-    {"register_fork_hooks", register_fork_hooks, METH_NOARGS, nullptr},
-    {}};
+PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
+                           {"leave", leave, METH_NOARGS, nullptr},
+                           {"uninstall", uninstall, METH_NOARGS, nullptr},
+                           {"is_virtual", is_virtual, METH_NOARGS, nullptr},
+                           {"checkpoint", checkpoint, METH_NOARGS, nullptr},
+                           {"current", current, METH_NOARGS, nullptr},
+                           {"spawn", _PyCFunction_CAST(spawn), METH_FASTCALL | METH_KEYWORDS, nullptr},
+                           {"shield", shield, METH_O, nullptr},
+                           {"no_switch", no_switch, METH_O, nullptr},
+                           {"raise_cancellation_again", raise_cancellation_again, METH_NOARGS, nullptr},
+                           {"note_lost_error", note_lost_error, METH_NOARGS, nullptr},
+                           {"call_noting_error", _PyCFunction_CAST(call_noting_error), METH_FASTCALL, nullptr},
+                           {"track_coroutine_origins", track_coroutine_origins, METH_O, nullptr},
+                           {"set_own_signal_handler", set_own_signal_handler, METH_O, nullptr},
+                           {"make_threads_virtual", make_threads_virtual, METH_O, nullptr},
+                           {"hub_ident", hub_ident, METH_NOARGS, nullptr},
+                           {"start_virtual_clock", start_virtual_clock, METH_NOARGS, nullptr},
+                           {"stop_virtual_clock", stop_virtual_clock, METH_NOARGS, nullptr},
+                           {"advance_virtual_clock", advance_virtual_clock, METH_O, nullptr},
+                           {"shuffle", shuffle, METH_O, nullptr},
+                           {"guard_kind", guard_kind, METH_NOARGS, nullptr},
+                           {"was_error_lost", was_error_lost, METH_NOARGS, nullptr},
+                           {"threads", threads, METH_NOARGS, nullptr},
+                           {"statistics", statistics, METH_NOARGS, nullptr},
+                           {"join_non_daemons", join_non_daemons, METH_NOARGS, nullptr},
+                           {"cancel_all", cancel_all, METH_NOARGS, nullptr},
+                           {"after_fork_in_child", after_fork_in_child, METH_NOARGS, nullptr},
+                           {"set_slice", set_slice, METH_O, nullptr},
+                           {"preemption_status", preemption_status, METH_NOARGS, nullptr},
+                           {"end_preemption", end_preemption, METH_NOARGS, nullptr},
+                           {"report_uncaught", report_uncaught, METH_O, nullptr},
+                           {"end_by_interrupt", end_by_interrupt, METH_NOARGS, nullptr},
+                           {"register_fork_hooks", register_fork_hooks, METH_NOARGS, nullptr},
+                           {}};
 
 int execute(PyObject* module) noexcept {
     return guarded(-1, [&] {
@@ -471,8 +468,8 @@ PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(&execute)},
 }  // namespace
 
 namespace cpython {
-PyModuleDef core_module = {PyModuleDef_HEAD_INIT, "gossamer._core", nullptr, sizeof(ModuleState), functions, slots,
-                           traverse, clear, nullptr};
+PyModuleDef core_module = {
+    PyModuleDef_HEAD_INIT, "gossamer._core", nullptr, sizeof(ModuleState), functions, slots, traverse, clear, nullptr};
 }
 
 }  // namespace gossamer

@@ -93,9 +93,7 @@ class Jobs:
         report = self._steps.log(environment.name, "pytest.xml")
         report.unlink(missing_ok=True)
         command = environment.command("-m", "pytest", f"--junitxml={report}", "tests")
-        code = self._steps.run(
-            environment.name, "pytest", command, seconds=PYTEST_SECONDS, environment=self._variables
-        )
+        code = self._steps.run(environment.name, "pytest", command, seconds=PYTEST_SECONDS, environment=self._variables)
         return counts.of_junit(report, code)
 
     def _harness(self, environment: Environment) -> Counts:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a virtual thread costs more when its stack is new: 1,000 that are alive at once, on new stacks and on used ones.
 
-Each `gossamer.run` has a pool of stacks of its own, so each begins with new ones. The tasks themselves are Python objects;
+Each `gossamer.run` has a pool of stacks of its own, so each begins with new ones. The tasks themselves are Python
+objects;
 some of the first are kept, so that their memory is warm in both batches.
 """
 
@@ -40,6 +41,4 @@ def keep_some() -> None:
 gs.run(keep_some)
 for _ in range(RUNS):
     gs.run(measure)
-report(
-    operations=RUNS * THREADS, cold_ns=sum(colds), warm_ns=sum(warms), cpu_ns=sum(colds) - sum(warms)
-)
+report(operations=RUNS * THREADS, cold_ns=sum(colds), warm_ns=sum(warms), cpu_ns=sum(colds) - sum(warms))

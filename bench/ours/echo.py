@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An echo server as anyone would write it: a thread for each connection. Prints its port and serves until it is killed."""
+"""An echo server as anyone would write it: a thread for each connection. Prints its port and serves until it is
+killed.
+"""
 
 import socket
 import threading

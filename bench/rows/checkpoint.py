@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One `checkpoint` between two virtual threads, against greenlet's switch there and back, and against runloom's yield."""
+"""One `checkpoint` between two virtual threads, against greenlet's switch there and back, and against runloom's
+yield.
+"""
 
 from measure import Bench, Result, cpu_per_operation
 

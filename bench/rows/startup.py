@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `gossamer run -c pass` takes longer than `python -c pass`, by turns: wall time, and CPU time for a busy machine."""
+"""What `gossamer run -c pass` takes longer than `python -c pass`, by turns: wall time, and CPU time for a busy
+machine.
+"""
 
 import resource
 import time

@@ -32,9 +32,11 @@ def report_lost(exception: BaseException) -> None:
 
 
 def watch_coroutines() -> None:
-    """Count a coroutine that is never awaited as a lost error, in this OS thread's virtual threads, and tell its origin.
+    """Count a coroutine that is never awaited as a lost error, in this OS thread's virtual threads, and tell its
+    origin.
 
-    What the program's warning filters ignore, what it records, and what its own `warnings.showwarning` shows is not lost:
+    What the program's warning filters ignore, what it records, and what its own `warnings.showwarning` shows is not
+    lost:
     somebody decided about it.
     """
     import functools
@@ -52,7 +54,8 @@ def watch_coroutines() -> None:
         show(message)
 
     warnings._showwarnmsg_impl = show_and_count  # type: ignore[attr-defined]
-    # A warning that is turned into an error is printed by the interpreter, which then goes on. Both callables are written
+    # A warning that is turned into an error is printed by the interpreter, which then goes on. Both callables are
+    # written
     # in C: a Python frame more would change the line that the warning is about.
     warn = warnings._warn_unawaited_coroutine  # type: ignore[attr-defined]
     warnings._warn_unawaited_coroutine = functools.partial(  # type: ignore[attr-defined]

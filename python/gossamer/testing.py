@@ -49,8 +49,10 @@ def virtual_clock() -> Iterator[VirtualClock]:
     """Make time stand still in this OS thread's virtual threads, until all of them wait.
 
     Then the clock jumps to the earliest sleep or time-out, so that a test of an hour takes no time.
-    `time.monotonic`, `time.time`, `time.perf_counter` and their ``_ns`` forms agree with it, however they were imported;
-    `datetime` does not. A job on the OS-thread pool (a name look-up) is waited for in real time; what another process or
+    `time.monotonic`, `time.time`, `time.perf_counter` and their ``_ns`` forms agree with it, however they were
+    imported;
+    `datetime` does not. A job on the OS-thread pool (a name look-up) is waited for in real time; what another
+    process or
     an OS thread does is not, unless it has done it before all wait.
 
     Raises:
@@ -70,7 +72,8 @@ def settle() -> None:
 
 
 def explore(test: Callable[[], Any], /, *, seeds: int | Iterable[int] = 100) -> None:
-    """Run ``test`` once a seed, each time in a `gossamer.run` of its own whose ready threads run in an order of the seed's.
+    """Run ``test`` once a seed, each time in a `gossamer.run` of its own whose ready threads run in an order of the
+    seed's.
 
     The same seed gives the same order, as long as the test depends on nothing else. ``GOSSAMER_SEED=7`` in the
     environment runs that seed alone.

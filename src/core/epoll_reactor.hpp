@@ -45,9 +45,9 @@ struct FdEntry {
     bool is_registered = false;           // for this owner; the number may have been closed and used again otherwise
     bool may_be_readable = true;          // false: drained, wait for an edge before the next read
     bool may_be_writable = true;
-    bool is_hung_up = false;              // the flags above stay true
-    bool has_urgent_data = false;         // a short read does not mean drained
-    bool reads_in_bulk = false;           // the last read was a big one; for who reads to choose a buffer by
+    bool is_hung_up = false;       // the flags above stay true
+    bool has_urgent_data = false;  // a short read does not mean drained
+    bool reads_in_bulk = false;    // the last read was a big one; for who reads to choose a buffer by
     IntrusiveList<FdWaiter> waiters;
 };
 

@@ -37,12 +37,12 @@ std::int64_t time_of(clockid_t clock) noexcept {
 
 struct Watchdog::State {
     std::mutex mutex;
-    IntrusiveList<Watch> watches;               // under mutex
-    std::vector<std::uint32_t> repeats;         // under mutex: numbers to tick again
-    std::uint32_t last_number = 0;              // under mutex
-    bool has_thread = false;                    // under mutex
+    IntrusiveList<Watch> watches;        // under mutex
+    std::vector<std::uint32_t> repeats;  // under mutex: numbers to tick again
+    std::uint32_t last_number = 0;       // under mutex
+    bool has_thread = false;             // under mutex
     std::atomic<pid_t> thread_id{0};
-    std::atomic<bool> is_idle{false};           // its thread waits without a time-out
+    std::atomic<bool> is_idle{false};  // its thread waits without a time-out
     std::atomic<std::uint64_t> wakes{0};
 
     void run() noexcept;

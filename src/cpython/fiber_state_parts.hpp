@@ -80,8 +80,7 @@ private:
     // The public part of the thread state grew by a word in releases of one minor version, which moved what follows it;
     // the interpreter publishes the size that it has.
     static PyObject*& extension_word(PyThreadState& tstate, std::size_t compiled_offset) noexcept {
-        const std::size_t offset =
-            _PyRuntime.debug_offsets.thread_state.size + compiled_offset - sizeof(PyThreadState);
+        const std::size_t offset = _PyRuntime.debug_offsets.thread_state.size + compiled_offset - sizeof(PyThreadState);
         return *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(&tstate) + offset);
     }
 

@@ -59,7 +59,8 @@ inline PyObject* first_argument(const _PyInterpreterFrame& frame) noexcept {
         return nullptr;
     }
 #if PY_VERSION_HEX >= 0x030E0000
-    PyObject* value = PyStackRef_IsNull(frame.localsplus[0]) ? nullptr : PyStackRef_AsPyObjectBorrow(frame.localsplus[0]);
+    PyObject* value =
+        PyStackRef_IsNull(frame.localsplus[0]) ? nullptr : PyStackRef_AsPyObjectBorrow(frame.localsplus[0]);
 #else
     PyObject* value = frame.localsplus[0];
 #endif

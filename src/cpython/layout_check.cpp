@@ -14,7 +14,8 @@
 #error "Gossamer needs glibc: musl's stacks and relocations are different, and nothing was tested there"
 #endif
 #if defined(Py_GIL_DISABLED) && PY_VERSION_HEX >= 0x030E0000
-#error "free-threaded 3.14 and later are not supported: their garbage collector does not see the frames of parked threads"
+#error \
+    "free-threaded 3.14 and later are not supported: their garbage collector does not see the frames of parked threads"
 #endif
 #if PY_VERSION_HEX >= 0x030E0000 && PY_VERSION_HEX < 0x030E0100
 #error "CPython 3.14.0 is not supported: it has no call to set the bounds of the C stack; use 3.14.1 or later"
@@ -67,13 +68,14 @@ bool is_thread_state_known(PyThreadState& tstate) {
     }
     PyObject** const top = tstate.datastack_top;
     const auto* chunk = reinterpret_cast<const char*>(tstate.datastack_chunk);
-    const bool has_data_stack = chunk != nullptr && reinterpret_cast<const char*>(top) > chunk && top <= tstate.datastack_limit &&
-                                reinterpret_cast<const char*>(tstate.datastack_limit) == chunk + tstate.datastack_chunk->size;
+    const bool has_data_stack =
+        chunk != nullptr && reinterpret_cast<const char*>(top) > chunk && top <= tstate.datastack_limit &&
+        reinterpret_cast<const char*>(tstate.datastack_limit) == chunk + tstate.datastack_chunk->size;
     // A sub-interpreter's thread state may have been made on another OS thread than it runs on (3.12).
-    const bool is_of_this_thread = tstate.thread_id == PyThread_get_thread_ident() || tstate.interp != PyInterpreterState_Main();
-    return tstate.interp == PyInterpreterState_Get() && is_of_this_thread &&
-           data != nullptr && tstate.dict == data && sees_context && has_data_stack &&
-           tstate.py_recursion_limit == Py_GetRecursionLimit() &&
+    const bool is_of_this_thread =
+        tstate.thread_id == PyThread_get_thread_ident() || tstate.interp != PyInterpreterState_Main();
+    return tstate.interp == PyInterpreterState_Get() && is_of_this_thread && data != nullptr && tstate.dict == data &&
+           sees_context && has_data_stack && tstate.py_recursion_limit == Py_GetRecursionLimit() &&
            tstate.py_recursion_remaining <= tstate.py_recursion_limit && tstate.exc_info != nullptr;
 }
 
@@ -84,14 +86,17 @@ bool is_runtime_known() {
 #if PY_VERSION_HEX >= 0x030D0000
     const PyObject* stored = _PyRuntime.signals.handlers[2].func;
 #else
-    const auto* stored = reinterpret_cast<const PyObject*>(_Py_atomic_load_relaxed(&_PyRuntime.signals.handlers[2].func));
+    const auto* stored =
+        reinterpret_cast<const PyObject*>(_Py_atomic_load_relaxed(&_PyRuntime.signals.handlers[2].func));
 #endif
-    const int tripped = static_cast<int>(_PyRuntime.signals.is_tripped
+    const int tripped = static_cast<int>(_PyRuntime.signals
+                                             .is_tripped
 #if PY_VERSION_HEX < 0x030D0000
                                              ._value
 #endif
     );
-    return (tripped == 0 || tripped == 1) && (stored == handler.ptr() || (stored == nullptr && handler.ptr() == Py_None));
+    return (tripped == 0 || tripped == 1) &&
+           (stored == handler.ptr() || (stored == nullptr && handler.ptr() == Py_None));
 }
 
 }  // namespace
@@ -100,8 +105,9 @@ void check_layout() {
     PyThreadState& tstate = *PyThreadState_Get();
 #if PY_VERSION_HEX >= 0x030E0000
     if (Py_Version < 0x030E0100) {
-        raise(PyExc_ImportError, "gossamer does not work on CPython 3.14.0: it has no call to set the bounds of the C "
-                                 "stack; use 3.14.1 or later");
+        raise(PyExc_ImportError,
+              "gossamer does not work on CPython 3.14.0: it has no call to set the bounds of the C "
+              "stack; use 3.14.1 or later");
     }
 #endif
     if (!is_published_layout_known() || !is_thread_state_known(tstate)) {

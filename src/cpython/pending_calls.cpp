@@ -79,9 +79,8 @@ PendingCalls::Check PendingCalls::verify(PyThreadState& tstate) {
 bool PendingCalls::has_entry(Function function, const void* argument) const noexcept {
     // Safety: read while attached. Without a GIL another thread may write an entry meanwhile; a word is read whole.
     const _pending_calls& queue = queue_of(*interpreter_);
-    return std::any_of(std::begin(queue.calls), std::end(queue.calls), [&](const auto& call) {
-        return call.func == function && call.arg == argument;
-    });
+    return std::any_of(std::begin(queue.calls), std::end(queue.calls),
+                       [&](const auto& call) { return call.func == function && call.arg == argument; });
 }
 
 #if PY_VERSION_HEX >= 0x030D0000

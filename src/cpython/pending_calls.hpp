@@ -90,7 +90,7 @@ private:
     static int probe(void* self) noexcept;
 
     PyInterpreterState* const interpreter_;
-    Mark no_mark_{};          // stands in for the interpreter's until it is verified: never set
+    Mark no_mark_{};  // stands in for the interpreter's until it is verified: never set
     Mark* mark_ = &no_mark_;
     bool is_verified_ = false;
 };

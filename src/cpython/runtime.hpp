@@ -60,8 +60,7 @@ inline bool has_program_signal_handler(const void* default_int_handler, const vo
     for (int number = 1; number < Py_NSIG; ++number) {
         const void* handler = signal_handler(number);
         const bool is_default = handler == nullptr || handler == Py_None || handler == default_int_handler ||
-                                handler == own_handler ||
-                                handler == _PyRuntime.signals.default_handler ||
+                                handler == own_handler || handler == _PyRuntime.signals.default_handler ||
                                 handler == _PyRuntime.signals.ignore_handler;
         if (!is_default) {
             return true;

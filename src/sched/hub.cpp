@@ -46,7 +46,8 @@ void remove_from_list(Hub& hub) noexcept {
     std::erase(list.hubs, &hub);
 }
 
-const void* default_int_handler = nullptr;  // borrowed from the signal module of the main interpreter, which is for ever
+const void* default_int_handler =
+    nullptr;  // borrowed from the signal module of the main interpreter, which is for ever
 
 void remember_default_int_handler() {
     if (default_int_handler == nullptr) {
@@ -265,8 +266,8 @@ void Hub::reclaim_finished() noexcept {
     VirtualThread& thread = *std::exchange(finished_, nullptr);
     GS_ASSERT(core::StackPool::is_intact(thread.stack));
     const core::Stack stack = thread.stack;
-    stack_pool(static_cast<std::size_t>(stack.chunk_end - stack.limit) - (16 * 1024)).release(
-        stack, thread.is_posted.load());
+    stack_pool(static_cast<std::size_t>(stack.chunk_end - stack.limit) - (16 * 1024))
+        .release(stack, thread.is_posted.load());
 }
 
 Wake Hub::park(const WaitNote& note, core::Deadline deadline, Cancellable cancellable) {
@@ -540,9 +541,9 @@ bool Hub::is_deadlocked() noexcept {
     while (other == tstate_) {
         other = PyThreadState_Next(other);
     }
-    return other == nullptr && !(main_ident_ != 0 && (cpython::is_signal_pending() ||
-                                                      cpython::has_program_signal_handler(default_int_handler,
-                                                                                          own_signal_handler)));
+    return other == nullptr &&
+           !(main_ident_ != 0 && (cpython::is_signal_pending() ||
+                                  cpython::has_program_signal_handler(default_int_handler, own_signal_handler)));
 }
 
 void Hub::forget_others_after_fork() {

@@ -126,7 +126,9 @@ public:
     char* read_buffer() noexcept { return read_buffer_.get(); }
     static constexpr std::size_t kReadBufferBytes = 64 * 1024;
     core::Nanoseconds now() const noexcept { return core::monotonic_now(); }
-    core::Deadline deadline_after(core::Nanoseconds delay) const noexcept { return core::Deadline::after(now(), delay); }
+    core::Deadline deadline_after(core::Nanoseconds delay) const noexcept {
+        return core::Deadline::after(now(), delay);
+    }
     PyThreadState& tstate() const noexcept { return *tstate_; }
     bool is_main_thread_hub() const noexcept { return main_ident_ != 0; }
     const HubStatistics& statistics() const noexcept { return statistics_; }
@@ -228,8 +230,8 @@ private:
 
     PyThreadState* const tstate_;
     core::ExceptionGlobals* const os_thread_exceptions_;
-    unsigned long main_ident_ = 0;    // of the interpreter's main thread if this is its hub, else 0
-    VirtualThread* main_;             // on the heap, owned; in a forked child the one that forked
+    unsigned long main_ident_ = 0;                // of the interpreter's main thread if this is its hub, else 0
+    VirtualThread* main_;                         // on the heap, owned; in a forked child the one that forked
     std::unique_ptr<VirtualThread> loop_thread_;  // the hub's own stack
     VirtualThread* running_;
     VirtualThread* finished_ = nullptr;  // left its stack for good at the last switch

@@ -38,8 +38,8 @@ public:
     void run() override {
         PyThreadState* tstate = PyThreadState_New(call_->interpreter);
         PyEval_RestoreThread(tstate);
-        call_->result = Ref::steal_or_null(
-            call_->function(call_->module.ptr(), call_->args.ptr(), call_->kwargs.ptr()));
+        call_->result =
+            Ref::steal_or_null(call_->function(call_->module.ptr(), call_->args.ptr(), call_->kwargs.ptr()));
         if (!call_->result) {
             call_->exception = Ref::steal_or_null(PyErr_GetRaisedException());
         }

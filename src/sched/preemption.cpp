@@ -235,7 +235,7 @@ void Preemption::take_mark_back() noexcept {
 bool Preemption::may_park() noexcept {
     const PyThreadState& tstate = hub_.tstate();
     return hub_.is_on_virtual_thread() && hub_.live_count() > 1 && hub_.running().no_switch_depth == 0 &&
-           tstate.tracing == 0 &&                // inside a trace or monitoring callback
+           tstate.tracing == 0 &&  // inside a trace or monitoring callback
            tstate.current_exception == nullptr &&
            tstate.interp->gc.collecting == 0 &&  // a finaliser that parks would park the collector
            !is_in_bad_place();
@@ -303,7 +303,8 @@ const char* Preemption::status() {
     }
     const Preemption& self = hub->preemption();
     if (self.Watch::number() == 0) {
-        return self.was_started_ ? "off: no OS thread could be started for the watchdog" : "ready: starts with the first spawn";
+        return self.was_started_ ? "off: no OS thread could be started for the watchdog"
+                                 : "ready: starts with the first spawn";
     }
     return self.Watch::start() == core::WatchStart::kCpuTime
                ? "on"

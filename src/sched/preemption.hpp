@@ -92,7 +92,7 @@ private:
     // any thread, atomic
     std::atomic<std::uint64_t> ticks_{0};
     std::atomic<std::uint64_t> asked_at_switches_{0};
-    int slot_ = -1;                  // never changes while watched; -1: none was free
+    int slot_ = -1;  // never changes while watched; -1: none was free
 };
 
 }  // namespace gossamer::sched

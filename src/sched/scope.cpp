@@ -51,7 +51,8 @@ Hub& hub_of(ScopeObject& scope) {
         cpython::raise(PyExc_RuntimeError, scope.was_entered ? "this scope has been left" : "this scope is not open");
     }
     if (hub == nullptr || &scope.owner->hub() != hub) {
-        cpython::raise(PyExc_RuntimeError, "this scope belongs to another OS thread: only its virtual threads can spawn in it");
+        cpython::raise(PyExc_RuntimeError,
+                       "this scope belongs to another OS thread: only its virtual threads can spawn in it");
     }
     return *hub;
 }

@@ -27,19 +27,19 @@ struct ScopeTimer final : core::Timer {
 
 struct ScopeObject {
     PyObject ob_base;
-    VirtualThread* owner;          // while it is entered; also null once the owner has ended inside
-    PyObject* failures;            // owned list of exceptions, or null
+    VirtualThread* owner;  // while it is entered; also null once the owner has ended inside
+    PyObject* failures;    // owned list of exceptions, or null
     PyObject* weak_references;
     Py_ssize_t live_tasks;
-    int requests_at_entry;         // the owner's cancel_requests
-    unsigned request_stamp;        // of our request, if has_cancelled_owner
+    int requests_at_entry;   // the owner's cancel_requests
+    unsigned request_stamp;  // of our request, if has_cancelled_owner
     bool was_entered;
     bool is_aborted;
     bool is_timed_out;
-    bool has_cut_tasks_short;      // tasks were running when the time was up
-    bool has_cancelled_owner;      // our request is among the owner's
-    bool is_joining;               // the owner waits for the tasks
-    core::ListHook open;           // in the owner's open_scopes while it is entered
+    bool has_cut_tasks_short;  // tasks were running when the time was up
+    bool has_cancelled_owner;  // our request is among the owner's
+    bool is_joining;           // the owner waits for the tasks
+    core::ListHook open;       // in the owner's open_scopes while it is entered
     core::IntrusiveList<core::ListHook> tasks;
     ScopeTimer timer;
 };

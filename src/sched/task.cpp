@@ -138,9 +138,8 @@ core::Deadline deadline_of(PyObject* timeout) {
         return core::Deadline::never();
     }
     // The past is as good as now: a negative time-out looks once, as in concurrent.futures.
-    return core::Deadline::after(core::monotonic_now(),
-                                 core::Nanoseconds(std::max<std::int64_t>(
-                                     cpython::nanoseconds_from_seconds(timeout), 0)));
+    return core::Deadline::after(core::monotonic_now(), core::Nanoseconds(std::max<std::int64_t>(
+                                                            cpython::nanoseconds_from_seconds(timeout), 0)));
 }
 
 /// Parses `(timeout=None)`, waits, raises TimeoutError when the time is up.
@@ -273,10 +272,10 @@ PyObject* task_name(PyObject* self, void*) {
 
 PyObject* task_repr(PyObject* self) {
     const TaskObject& task = as_task(self);
-    const char* state = !task.is_done        ? "running"
-                        : task.is_cancelled  ? "cancelled"
-                        : task.exception     ? "failed"
-                                             : "done";
+    const char* state = !task.is_done       ? "running"
+                        : task.is_cancelled ? "cancelled"
+                        : task.exception    ? "failed"
+                                            : "done";
     if (task.callable != nullptr) {
         const Ref name = Ref::steal_or_null(task_name(self, nullptr));
         return name ? PyUnicode_FromFormat("<gossamer.Task %s %S at %p>", task.args == nullptr ? "running" : "ready",
@@ -347,10 +346,12 @@ void task_dealloc(PyObject* self) {
 
 PyMethodDef methods[] = {
     {"result", _PyCFunction_CAST(task_result), METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("result($self, /, timeout=None)\n--\n\nWait for the end; return the result or raise the task's exception.")},
+     PyDoc_STR(
+         "result($self, /, timeout=None)\n--\n\nWait for the end; return the result or raise the task's exception.")},
     {"exception", _PyCFunction_CAST(task_exception), METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR("exception($self, /, timeout=None)\n--\n\nWait for the end; return the task's exception, or None.")},
-    {"_wait", task_wait, METH_O, PyDoc_STR("_wait($self, timeout, /)\n--\n\nWait for the end; return whether it came.")},
+    {"_wait", task_wait, METH_O,
+     PyDoc_STR("_wait($self, timeout, /)\n--\n\nWait for the end; return whether it came.")},
     {"_on_end", task_on_end, METH_O, nullptr},
     {"_forget", task_forget, METH_O, nullptr},
     {"cancel", task_cancel, METH_NOARGS,
@@ -385,10 +386,9 @@ PyType_Slot slots[] = {{Py_tp_doc, const_cast<char*>("The handle of a spawned vi
                        {Py_tp_members, members},
                        {0, nullptr}};
 
-PyType_Spec spec = {"gossamer.Task", sizeof(TaskObject), 0,
-                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION |
-                        Py_TPFLAGS_IMMUTABLETYPE,
-                    slots};
+PyType_Spec spec = {
+    "gossamer.Task", sizeof(TaskObject), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE, slots};
 
 }  // namespace
 
@@ -416,8 +416,8 @@ TaskObject* spawn_task(cpython::ModuleState& state, Hub& hub, PyObject* callable
     Ref context = steal(PyContext_CopyCurrent());
     Ref object = steal(state.task_type->tp_alloc(state.task_type, 0));
     TaskObject& task = as_task(object.ptr());
-    VirtualThread& thread = hub.spawn(
-        Entry{.run = &run_task, .argument = &task, .context = context.release()}, stack_bytes);
+    VirtualThread& thread =
+        hub.spawn(Entry{.run = &run_task, .argument = &task, .context = context.release()}, stack_bytes);
     new (&task.sibling) core::ListHook;
     task.thread = &thread;
     task.callable = Py_NewRef(callable);

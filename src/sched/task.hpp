@@ -20,20 +20,20 @@ struct ScopeObject;
 
 struct TaskObject {
     PyObject ob_base;
-    VirtualThread* thread;         // null once it has ended
-    PyObject* callable;            // owned until it has returned
-    PyObject* args;                // owned until it is called
+    VirtualThread* thread;  // null once it has ended
+    PyObject* callable;     // owned until it has returned
+    PyObject* args;         // owned until it is called
     PyObject* kwargs;
-    PyObject* result;              // owned; null while it runs, or when it failed
+    PyObject* result;  // owned; null while it runs, or when it failed
     PyObject* exception;
-    PyObject* traceback;           // the exception's, at the end of the task
-    PyObject* callbacks;           // owned list or null: called once with the task, at its end
-    ScopeObject* scope;            // owned while the task runs in one
+    PyObject* traceback;  // the exception's, at the end of the task
+    PyObject* callbacks;  // owned list or null: called once with the task, at its end
+    ScopeObject* scope;   // owned while the task runs in one
     PyObject* weak_references;
     std::atomic<bool> is_done;
     bool is_cancelled;
-    bool is_retrieved;             // somebody was told of the exception
-    core::ListHook sibling;        // in the scope's list while it runs
+    bool is_retrieved;       // somebody was told of the exception
+    core::ListHook sibling;  // in the scope's list while it runs
 };
 
 /// Creates the class. Throws ErrorSet.

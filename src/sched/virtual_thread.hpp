@@ -105,21 +105,21 @@ public:
     ThreadStatus status = ThreadStatus::kReady;
     bool is_timed_out = false;
     std::atomic<bool> has_cancellation{false};  // any thread
-    int cancel_requests = 0;          // raised or not; a scope withdraws its own
-    int unraised_cancellations = 0;   // of scopes
+    int cancel_requests = 0;                    // raised or not; a scope withdraws its own
+    int unraised_cancellations = 0;             // of scopes
     unsigned cancellations_raised = 0;
     core::IntrusiveList<core::ListHook> open_scopes;  // outermost first (sched/scope.hpp)
-    bool is_uninterruptible = false;  // parked, and signal handlers must not run before it was served
+    bool is_uninterruptible = false;                  // parked, and signal handlers must not run before it was served
     bool is_deadlocked = false;
-    bool is_daemon = true;            // not waited for at the end of the program
-    bool is_scoped = false;           // a scope waits for it
+    bool is_daemon = true;   // not waited for at the end of the program
+    bool is_scoped = false;  // a scope waits for it
     int shield_depth = 0;
     int no_switch_depth = 0;
     WaitNote wait_note;
     core::Nanoseconds born{};
     Entry entry;
-    PyObject* object = nullptr;       // borrowed: the Task, or null
-    PyObject* end_marker = nullptr;   // owned: what threading's joiners wait for (a lock in 3.12, a handle from 3.13 on)
+    PyObject* object = nullptr;      // borrowed: the Task, or null
+    PyObject* end_marker = nullptr;  // owned: what threading's joiners wait for (a lock in 3.12, a handle from 3.13 on)
     const OwningCall* owning_call = nullptr;  // the innermost
     core::Stack stack;
 

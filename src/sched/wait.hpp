@@ -44,9 +44,7 @@ public:
     }
 
     /// Gives the place up. Returns whether a waker had chosen it.
-    bool leave() noexcept {
-        return std::exchange(is_taken_, false) && !core::ParkingLot::instance().cancel(waiter_);
-    }
+    bool leave() noexcept { return std::exchange(is_taken_, false) && !core::ParkingLot::instance().cancel(waiter_); }
 
 private:
     const void* const key_;

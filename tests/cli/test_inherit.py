@@ -63,7 +63,9 @@ def test_process_without_the_variable_does_not_import_gossamer(python):
 
 
 def test_child_inherits_os_threads(python):
-    program = "import threading; threading.Thread(target=lambda: print(__import__('gossamer')._core.is_virtual())).start()"
+    program = (
+        "import threading; threading.Thread(target=lambda: print(__import__('gossamer')._core.is_virtual())).start()"
+    )
 
     assert "True\n" == run_child(python, "-c", program).stdout
     assert "False\n" == run_child(python, "-c", program, options=["--os-threads"]).stdout

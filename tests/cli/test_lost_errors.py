@@ -46,11 +46,7 @@ def test_line_that_made_a_coroutine_is_told():
 
 def test_line_that_made_a_coroutine_is_told_in_every_virtual_thread():
     program = (
-        "import threading\n"
-        "async def work(): pass\n"
-        "def forget():\n"
-        "    work()\n"
-        "threading.Thread(target=forget).start()\n"
+        "import threading\nasync def work(): pass\ndef forget():\n    work()\nthreading.Thread(target=forget).start()\n"
     )
 
     result = run(program)

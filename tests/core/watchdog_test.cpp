@@ -207,10 +207,8 @@ TEST(Watchdog, HandsASignalOfTheProgramOnToTheMainThread) {
         sleep_until([&] { return watchdog.wake_count() > wakes; });
         const timespec limit{.tv_sec = 60, .tv_nsec = 0};
         siginfo_t info{};
-        ::_exit(sigtimedwait(&signals, &info, &limit) == Watchdog::signal_number() &&
-                        info.si_pid == ::getpid()
-                    ? 0
-                    : 1);
+        ::_exit(sigtimedwait(&signals, &info, &limit) == Watchdog::signal_number() && info.si_pid == ::getpid() ? 0
+                                                                                                                : 1);
     }
     int status = 0;
     ASSERT_EQ(child, ::waitpid(child, &status, 0));

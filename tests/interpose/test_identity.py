@@ -13,9 +13,8 @@ import sys
 import threading
 import time
 
-import pytest
-
 import gossamer as gs
+import pytest
 
 
 def parked(event: threading.Event) -> None:

@@ -9,10 +9,9 @@ import socket
 import subprocess
 import sys
 
+import gossamer as gs
 import pytest
 from waits import assert_is_cancelled, assert_parks, error_of, fill, on_os_thread, pipe, settle, virtually, waiting_for
-
-import gossamer as gs
 
 IN_USE = "a buffered file in use"
 
@@ -300,27 +299,26 @@ def test_raw_file_in_python_that_parks_takes_turns_too():
 
 @virtually
 def test_os_thread_in_a_buffered_file_parks_the_virtual_thread():
-    with pipe() as (reader, writer), open(reader, "rb", closefd=False) as file:
-        with pipe() as (started, start):
+    with pipe() as (reader, writer), open(reader, "rb", closefd=False) as file, pipe() as (started, start):
 
-            class Raw(io.RawIOBase):
-                def readable(self):
-                    return True
+        class Raw(io.RawIOBase):
+            def readable(self):
+                return True
 
-                def readinto(self, buffer):
-                    os.write(start, b"x")
-                    buffer[:5] = os.read(reader, 5)
-                    return 5
+            def readinto(self, buffer):
+                os.write(start, b"x")
+                buffer[:5] = os.read(reader, 5)
+                return 5
 
-            file = io.BufferedReader(Raw(), 5)
-            on_other = on_os_thread(file.read, 5)
-            os.read(started, 1)  # it is inside
-            with gs.scope() as scope:
-                task = scope.spawn(file.read, 5)
-                settle()
-                assert [IN_USE] == waiting_for()
-                os.write(writer, b"aaaaabbbbb")
-                assert [b"aaaaa", b"bbbbb"] == sorted([on_other(), task.result()])
+        file = io.BufferedReader(Raw(), 5)
+        on_other = on_os_thread(file.read, 5)
+        os.read(started, 1)  # it is inside
+        with gs.scope() as scope:
+            task = scope.spawn(file.read, 5)
+            settle()
+            assert [IN_USE] == waiting_for()
+            os.write(writer, b"aaaaabbbbb")
+            assert [b"aaaaa", b"bbbbb"] == sorted([on_other(), task.result()])
 
 
 @virtually
@@ -380,7 +378,11 @@ thread.start()      # runs once the main virtual thread parks in input()
 print(repr(input("? ")))
 """
     process = subprocess.Popen(
-        [sys.executable, "-m", "gossamer", "run", "-c", code], stdin=slave, stdout=slave, stderr=slave, pass_fds=[master]
+        [sys.executable, "-m", "gossamer", "run", "-c", code],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        pass_fds=[master],
     )
     os.close(slave)
     try:

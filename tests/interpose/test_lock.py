@@ -7,9 +7,8 @@ import random
 import signal
 import threading
 
-import pytest
-
 import gossamer as gs
+import pytest
 from handoff import HANDOFFS, SEED, maybe_yield, run_mixed
 
 made_before_gossamer = {"lock": threading.Lock(), "rlock": threading.RLock()}

@@ -12,10 +12,9 @@ import sys
 import tty
 from os import read as bound_early
 
+import gossamer as gs
 import pytest
 from waits import assert_is_cancelled, assert_parks, error_of, fill, on_os_thread, pipe, pipe_ends, settle, virtually
-
-import gossamer as gs
 
 __all__ = ["pipe_ends"]
 
@@ -26,7 +25,10 @@ def read_into(fd):
 
 
 READS = [pytest.param(lambda fd: os.read(fd, 10), id="read"), pytest.param(read_into, id="readv")]
-WRITES = [pytest.param(os.write, id="write"), pytest.param(lambda fd, data: os.writev(fd, [b"", data, b""]), id="writev")]
+WRITES = [
+    pytest.param(os.write, id="write"),
+    pytest.param(lambda fd, data: os.writev(fd, [b"", data, b""]), id="writev"),
+]
 
 
 # ---- reading ----
@@ -435,7 +437,9 @@ def test_popen_wait_and_communicate_park():
 
     with gs.scope() as scope:
         tasks = [
-            scope.spawn(subprocess.run, [sys.executable, "-c", script], input="a" * 300_000, capture_output=True, text=True)
+            scope.spawn(
+                subprocess.run, [sys.executable, "-c", script], input="a" * 300_000, capture_output=True, text=True
+            )
             for _ in range(3)
         ]
     assert ["A" * 300_000] * 3 == [task.result().stdout for task in tasks]

@@ -7,9 +7,8 @@ import queue
 import random
 import signal
 
-import pytest
-
 import gossamer as gs
+import pytest
 from handoff import HANDOFFS, SEED, maybe_yield, run_mixed
 
 KINDS = [queue.Queue, queue.LifoQueue, queue.PriorityQueue, queue.SimpleQueue]

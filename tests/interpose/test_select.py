@@ -9,11 +9,10 @@ import selectors
 import socket
 from select import select as bound_early
 
-import pytest
-from waits import assert_is_cancelled, assert_parks, error_of, fill, on_os_thread, pipe, pipe_ends, settle, virtually
-
 import gossamer as gs
+import pytest
 from gossamer import _core
+from waits import assert_is_cancelled, assert_parks, error_of, fill, on_os_thread, pipe, pipe_ends, settle, virtually
 
 __all__ = ["pipe_ends"]
 

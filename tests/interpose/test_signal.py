@@ -31,7 +31,11 @@ def send_from_a_thread():
 
 @pytest.mark.parametrize(
     "wait",
-    ["signal.sigwait([number])", "signal.sigwaitinfo({number}).si_signo", "signal.sigtimedwait((number,), 60).si_signo"],
+    [
+        "signal.sigwait([number])",
+        "signal.sigwaitinfo({number}).si_signo",
+        "signal.sigtimedwait((number,), 60).si_signo",
+    ],
 )
 def test_a_thread_that_waits_for_a_signal_lets_the_one_run_that_sends_it(wait: str) -> None:
     """Were the carrier asleep, nobody could send it."""

@@ -10,11 +10,10 @@ import socket
 import threading
 import urllib.request
 
-import pytest
-from waits import assert_is_cancelled, assert_parks, error_of, on_os_thread, settle, virtually, waiting_for
-
 import gossamer as gs
+import pytest
 from gossamer import _core
+from waits import assert_is_cancelled, assert_parks, error_of, on_os_thread, settle, virtually, waiting_for
 
 
 @pytest.fixture

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""recv and sendall on virtual threads: which buffer they use does not show, and what they refuse they refuse as ever."""
+"""recv and sendall on virtual threads: which buffer they use does not show, and what they refuse they refuse as
+ever.
+"""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
 
-import pytest
-
 import gossamer as gs
+import pytest
 
 
 def in_virtual_thread[T](work: Callable[[socket.socket, socket.socket], T]) -> T:

@@ -21,9 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import gossamer as gs
+import pytest
 from gossamer import _core
 
 LONGEST = 60  # seconds that a test may take
@@ -130,7 +129,7 @@ def receive(end: ssl.SSLSocket, size: int) -> bytes:
 
 def error_of(call: Callable[..., Any], *args: Any) -> tuple[type[BaseException], str]:
     """The class and the message of what the call raises."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011
+    with pytest.raises(Exception) as caught:
         call(*args)
     return caught.type, str(caught.value)
 
@@ -149,9 +148,7 @@ CALLS = [
         "ssl.read", lambda end: end.recv_into(bytearray(4)), lambda other: other.send(b"xyz"), 3, id="recv_into"
     ),
     pytest.param("ssl.write", lambda end: end.send(BIG), lambda other: receive(other, len(BIG)), len(BIG), id="send"),
-    pytest.param(
-        "ssl.write", lambda end: end.sendall(BIG), lambda other: receive(other, len(BIG)), None, id="sendall"
-    ),
+    pytest.param("ssl.write", lambda end: end.sendall(BIG), lambda other: receive(other, len(BIG)), None, id="sendall"),
     pytest.param("ssl.shutdown", lambda end: end.unwrap().family, lambda other: other.unwrap(), 1, id="unwrap"),
 ]
 

@@ -6,9 +6,8 @@ from __future__ import annotations
 import sys
 import threading
 
-import pytest
-
 import gossamer as gs
+import pytest
 
 
 def test_joining_an_os_thread_parks():

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of waiting calls share: a virtual thread that waits, looked at from another one.
 
-Nothing here sleeps. A wait that blocks its carrier instead of parking hangs the test, and the watchdog ends the run with a
+Nothing here sleeps. A wait that blocks its carrier instead of parking hangs the test, and the watchdog ends the run
+with a
 traceback.
 """
 
@@ -15,9 +16,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pytest
-
 import gossamer as gs
+import pytest
 from gossamer import _core
 
 LONGEST = 60  # seconds that a test may take

@@ -21,9 +21,17 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 LONGEST = 100  # seconds that a program may take
 MOST_OS_THREADS = 12
-REDIS_PACKAGES = (
-    "redis-server redis-tools libjemalloc2 liblzf1 lua-bitop lua-cjson liblua5.1-0 libatomic1 libsystemd0".split()
-)
+REDIS_PACKAGES = [
+    "redis-server",
+    "redis-tools",
+    "libjemalloc2",
+    "liblzf1",
+    "lua-bitop",
+    "lua-cjson",
+    "liblua5.1-0",
+    "libatomic1",
+    "libsystemd0",
+]
 
 # What a program has at hand, and what it tells at its end.
 PREAMBLE = """

@@ -151,11 +151,10 @@ def test_inner_limit_ends_the_inner_block_alone():
 def test_outer_limit_ends_both_blocks():
     reached = []
 
-    with pytest.raises(TimeoutError):
-        with gs.timeout(0.001):
-            with gs.timeout(1000):
-                gs.sleep(1000)
-            reached.append("between")
+    with pytest.raises(TimeoutError), gs.timeout(0.001):
+        with gs.timeout(1000):
+            gs.sleep(1000)
+        reached.append("between")
 
     assert [] == reached
 
@@ -164,14 +163,13 @@ def test_outer_limit_ends_both_blocks():
 def test_both_limits_at_once_raise_one_error_from_the_outer_block():
     reached = []
 
-    with pytest.raises(TimeoutError):
-        with gs.timeout(0):
-            try:
-                with gs.timeout(0):
-                    gs.checkpoint()
-            finally:
-                reached.append("inner left")
-            reached.append("between")
+    with pytest.raises(TimeoutError), gs.timeout(0):
+        try:
+            with gs.timeout(0):
+                gs.checkpoint()
+        finally:
+            reached.append("inner left")
+        reached.append("between")
 
     assert ["inner left"] == reached
     gs.checkpoint()
@@ -307,9 +305,8 @@ def test_body_under_a_shield_outlives_its_limit_and_has_succeeded():
 
 @virtually
 def test_limit_inside_a_shield_waits_for_the_end_of_the_shield():
-    with gs.shield():
-        with gs.timeout(0):
-            gs.checkpoint()
+    with gs.shield(), gs.timeout(0):
+        gs.checkpoint()
 
     gs.checkpoint()
 

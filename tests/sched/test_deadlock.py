@@ -80,9 +80,8 @@ def test_task_that_deadlocks_again_is_let_go():
     tries = []
 
     def main():
-        with pytest.raises(ExceptionGroup) as caught:
-            with gs.scope() as scope:
-                scope.spawn(refuse)
+        with pytest.raises(ExceptionGroup) as caught, gs.scope() as scope:
+            scope.spawn(refuse)
         deadlock_of(caught)
 
     for _ in range(2):

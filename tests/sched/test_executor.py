@@ -24,9 +24,8 @@ def test_submit_runs_the_call_and_the_future_has_its_result():
 
 @virtually
 def test_future_has_the_exception():
-    with gs.VirtualThreadPoolExecutor() as executor:
-        with pytest.raises(ValueError):
-            executor.submit(int, "x").result()
+    with gs.VirtualThreadPoolExecutor() as executor, pytest.raises(ValueError):
+        executor.submit(int, "x").result()
 
 
 @virtually

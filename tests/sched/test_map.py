@@ -97,7 +97,10 @@ def test_map_tells_in_a_note_of_other_calls_that_failed():
     with pytest.raises(ValueError) as caught:
         list(gs.map(work, range(3)))
 
-    assert ["another call failed too: ValueError(1)", "another call failed too: ValueError(2)"] == caught.value.__notes__
+    assert [
+        "another call failed too: ValueError(1)",
+        "another call failed too: ValueError(2)",
+    ] == caught.value.__notes__
 
 
 @pytest.mark.parametrize("as_completed", [False, True])
@@ -225,13 +228,12 @@ def test_wait_for_the_first():
 @virtually
 def test_wait_for_the_first_exception():
     gate = queue.SimpleQueue()
-    with pytest.raises(ExceptionGroup), gs.scope() as scope:
-        with gs.shield():
-            slow = scope.spawn(lambda: (gs.shield().__enter__(), gate.get()))
-            fast = scope.spawn(int)
-            failed = scope.spawn(int, "x")
-            done, not_done = gs.wait([slow, fast, failed], return_when="FIRST_EXCEPTION")
-            gate.put(None)
+    with pytest.raises(ExceptionGroup), gs.scope() as scope, gs.shield():
+        slow = scope.spawn(lambda: (gs.shield().__enter__(), gate.get()))
+        fast = scope.spawn(int)
+        failed = scope.spawn(int, "x")
+        done, not_done = gs.wait([slow, fast, failed], return_when="FIRST_EXCEPTION")
+        gate.put(None)
 
     assert ({fast, failed}, {slow}) == (done, not_done)
 

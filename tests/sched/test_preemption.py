@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A virtual thread that computes does not stop others, and nobody notices that it was parked.
 
-Each program runs in a child. Where one spins until another has run, it ends only if preemption works; a child that hangs is
+Each program runs in a child. Where one spins until another has run, it ends only if preemption works; a child that
+hangs is
 ended by faulthandler with the stacks in its errors.
 """
 
@@ -400,7 +401,9 @@ add_pending_call.argtypes = [Function, ctypes.c_void_p]
 
 
 def test_calls_queued_by_others_run_once_and_in_order_beside_hogs():
-    assert ["True"] == run_program(PENDING + """
+    assert ["True"] == run_program(
+        PENDING
+        + """
 called = []
 note = Function(lambda number: called.append(number) or 0)
 
@@ -421,12 +424,15 @@ def main():
 
 _core.set_slice(0.002)
 gs.run(main)
-""")
+"""
+    )
 
 
 def test_a_call_for_the_main_thread_is_not_lost_when_others_pass_it_over():
     """It is queued and passed over while main is parked; main runs it when it continues, preempted or not."""
-    assert ["[7]"] == run_program(PENDING + """
+    assert ["[7]"] == run_program(
+        PENDING
+        + """
 called = []
 note = Function(lambda number: called.append(number) or 0)
 
@@ -443,12 +449,15 @@ def main():
 
 _core.set_slice(0)
 gs.run(main)
-""")
+"""
+    )
 
 
 def test_a_pending_call_that_parks_does_not_stop_preemption():
     """The call waits for what only a preempted hog makes room for."""
-    assert ["parked call ended", "1"] == run_program(PENDING + """
+    assert ["parked call ended", "1"] == run_program(
+        PENDING
+        + """
 def main():
     opened = threading.Event()
     seen = []
@@ -472,7 +481,8 @@ def main():
     print(len(seen))
 
 gs.run(main)
-""")
+"""
+    )
 
 
 def test_results_are_right_under_thousands_of_preemptions():

@@ -44,15 +44,14 @@ def test_failure_of_a_task_cancels_the_others_and_the_body():
             seen.append("task")
             raise
 
-    with pytest.raises(ExceptionGroup) as caught:
-        with gs.scope() as scope:
-            scope.spawn(wait)
-            scope.spawn(fail, ValueError("a"))
-            try:
-                wait_for_ever()
-            except asyncio.CancelledError:
-                seen.append("body")
-                raise
+    with pytest.raises(ExceptionGroup) as caught, gs.scope() as scope:
+        scope.spawn(wait)
+        scope.spawn(fail, ValueError("a"))
+        try:
+            wait_for_ever()
+        except asyncio.CancelledError:
+            seen.append("body")
+            raise
 
     assert ["body", "task"] == sorted(seen)
     assert ["a"] == [str(error) for error in caught.value.exceptions]

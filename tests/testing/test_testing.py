@@ -174,9 +174,8 @@ def test_virtual_clock_is_for_virtual_threads_and_not_nested():
         pass
 
     def main():
-        with gossamer.testing.virtual_clock():
-            with pytest.raises(RuntimeError), gossamer.testing.virtual_clock():
-                pass
+        with gossamer.testing.virtual_clock(), pytest.raises(RuntimeError), gossamer.testing.virtual_clock():
+            pass
 
     gs.run(main)
 
@@ -278,12 +277,11 @@ def test_scope_ends_its_tasks_in_every_order():
             gs.checkpoint()
             raise KeyError
 
-        with gossamer.testing.virtual_clock():
-            with pytest.raises(BaseExceptionGroup), gs.scope(timeout=1) as scope:
-                began = [scope.spawn(work) for _ in range(3)]
-                scope.spawn(fail)
-                gs.checkpoint()
-                began[0].cancel()
+        with gossamer.testing.virtual_clock(), pytest.raises(BaseExceptionGroup), gs.scope(timeout=1) as scope:
+            began = [scope.spawn(work) for _ in range(3)]
+            scope.spawn(fail)
+            gs.checkpoint()
+            began[0].cancel()
         assert all(task.done() for task in began)
 
     gossamer.testing.explore(main, seeds=50)

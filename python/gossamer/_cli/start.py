@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a process that runs on Gossamer from its start has: for ``gossamer run``, and for its Python children.
 
-A child finds the options in an environment variable that ``gossamer.pth``, which the wheel puts into site-packages, looks
+A child finds the options in an environment variable that ``gossamer.pth``, which the wheel puts into site-packages,
+looks
 for. Its interpreter then runs the program as always; only its main thread has become a virtual thread before.
 """
 

@@ -92,7 +92,20 @@ PyObject* exclusive(PyObject* self, Call call_original) {
 }
 
 /// The methods that take the lock; each has one original for all the types.
-enum Method { kClose, kFlush, kRead, kPeek, kRead1, kReadinto, kReadinto1, kReadline, kSeek, kTruncate, kWrite, kMethods };
+enum Method {
+    kClose,
+    kFlush,
+    kRead,
+    kPeek,
+    kRead1,
+    kReadinto,
+    kReadinto1,
+    kReadline,
+    kSeek,
+    kTruncate,
+    kWrite,
+    kMethods
+};
 constexpr const char* kNames[kMethods] = {"close",     "flush",    "read", "peek",     "read1", "readinto",
                                           "readinto1", "readline", "seek", "truncate", "write"};
 PyCFunction originals[kMethods] = {};

@@ -158,8 +158,7 @@ std::optional<ssize_t> write_or_park(Hub& hub, int fd, std::vector<iovec> buffer
         if (is_non_blocking(fd)) {
             return done > 0 ? std::optional(static_cast<ssize_t>(done)) : std::nullopt;
         }
-        const Wake wake =
-            sched::try_wait_for_fd(hub, fd, nullptr, Interest::kWrite, what, core::Deadline::never());
+        const Wake wake = sched::try_wait_for_fd(hub, fd, nullptr, Interest::kWrite, what, core::Deadline::never());
         if (wake == Wake::kCancelled && done > 0) {
             return static_cast<ssize_t>(done);  // the cancellation stays for the next park
         }

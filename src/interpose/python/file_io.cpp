@@ -70,8 +70,8 @@ PyObject* read_all(Hub& hub, PyObject* self) {
         if (size == bytes.size()) {
             bytes.resize(bytes.empty() ? kFirst : bytes.size() * 2);
         }
-        const std::optional<ssize_t> got = read_or_park(hub, fd, {{bytes.data() + size, bytes.size() - size}},
-                                                        "FileIO.readall");
+        const std::optional<ssize_t> got =
+            read_or_park(hub, fd, {{bytes.data() + size, bytes.size() - size}}, "FileIO.readall");
         if (!got && size == 0) {
             return nullptr;
         }

@@ -111,9 +111,7 @@ PyObject* exec_builtin(PyObject* self, PyObject* module) {
 
 }  // namespace
 
-void plan_when_imported(const char* name, void (*plan)(PyObject* module)) {
-    LatePlans::instance().add({name, plan});
-}
+void plan_when_imported(const char* name, void (*plan)(PyObject* module)) { LatePlans::instance().add({name, plan}); }
 
 void adopt_when_imported(const char* name, void (*adopt)(PyObject* module)) {
     LatePlans::instance().add({name, adopt, true});

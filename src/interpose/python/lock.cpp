@@ -168,7 +168,8 @@ void find_lock_words(PyObject* thread_module, PyObject* type) {
     const Py_ssize_t size = reinterpret_cast<PyTypeObject*>(type)->tp_basicsize;
     const auto& old_words = *reinterpret_cast<ThreadLockWords*>(lock.ptr());
     const auto& new_words = *reinterpret_cast<MutexWords*>(lock.ptr());
-    const bool may_be_old = size == Py_ssize_t{sizeof(ThreadLockWords)} && old_words.lock != nullptr && old_words.is_locked == 0;
+    const bool may_be_old =
+        size == Py_ssize_t{sizeof(ThreadLockWords)} && old_words.lock != nullptr && old_words.is_locked == 0;
     const bool may_be_new = size == Py_ssize_t{sizeof(MutexWords)} && new_words.bits == 0;
     steal(PyObject_CallMethod(lock.ptr(), "acquire", nullptr));
     const bool is_old = may_be_old && old_words.is_locked == 1 && !try_take_thread_lock(old_words.lock);
@@ -183,8 +184,8 @@ void find_lock_words(PyObject* thread_module, PyObject* type) {
 
 bool acquire_lock(Hub& hub, PyObject* self, const AcquireArguments& arguments) {
     const auto take = [&] { return try_take_lock(self); };
-    return take() || (arguments.blocks && sched::wait_until(hub, self, {.what = "Lock.acquire", .object = self},
-                                                            arguments.deadline, take));
+    return take() || (arguments.blocks &&
+                      sched::wait_until(hub, self, {.what = "Lock.acquire", .object = self}, arguments.deadline, take));
 }
 
 PyObject* acquire_lock(PyCFunction original, PyObject* self, PyObject* args, PyObject* kwargs) {
@@ -192,9 +193,8 @@ PyObject* acquire_lock(PyCFunction original, PyObject* self, PyObject* args, PyO
     if (hub == nullptr) {
         return as<KeywordFunction>(original)(self, args, kwargs);
     }
-    return guarded<PyObject*>(nullptr, [&] {
-        return Py_NewRef(acquire_lock(*hub, self, parse_acquire(args, kwargs)) ? Py_True : Py_False);
-    });
+    return guarded<PyObject*>(
+        nullptr, [&] { return Py_NewRef(acquire_lock(*hub, self, parse_acquire(args, kwargs)) ? Py_True : Py_False); });
 }
 
 PyObject* lock_acquire_fast(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
@@ -242,7 +242,9 @@ PyObject* lock_exit_fast(PyObject* self, PyObject* const* args, Py_ssize_t count
     return result;
 }
 PyObject* lock_release(PyObject* self, PyObject* args) { return release_lock(original_lock_release, self, args); }
-PyObject* lock_release_old(PyObject* self, PyObject* args) { return release_lock(original_lock_release_old, self, args); }
+PyObject* lock_release_old(PyObject* self, PyObject* args) {
+    return release_lock(original_lock_release_old, self, args);
+}
 PyObject* lock_exit(PyObject* self, PyObject* args) { return release_lock(original_lock_exit, self, args); }
 
 // ---- RLock ----
@@ -323,8 +325,7 @@ PyObject* rlock_enter_bare(PyObject* self, PyObject* unused) {
     if (hub == nullptr) {
         return original_rlock_enter(self, unused);
     }
-    return guarded<PyObject*>(nullptr,
-                              [&] { return Py_NewRef(acquire_rlock(*hub, self, {}) ? Py_True : Py_False); });
+    return guarded<PyObject*>(nullptr, [&] { return Py_NewRef(acquire_rlock(*hub, self, {}) ? Py_True : Py_False); });
 }
 
 /// Runs `original` with the owner word as the original expects it, then puts ours back if the lock is still held.
@@ -474,8 +475,7 @@ void plan_locks(PyObject* thread_module) {
                                           {kFastKeywords, as_c_function(rlock_acquire_fast)}};
     const Replacement rlock_enters[] = {{kKeywords, as_c_function(rlock_enter)}, {METH_NOARGS, rlock_enter_bare}};
     const Replacement rlock_releases[] = {{METH_NOARGS, rlock_release}};
-    const Replacement rlock_exits[] = {{METH_VARARGS, rlock_exit},
-                                       {METH_FASTCALL, as_c_function(rlock_exit_fast)}};
+    const Replacement rlock_exits[] = {{METH_VARARGS, rlock_exit}, {METH_FASTCALL, as_c_function(rlock_exit_fast)}};
     const Replacement is_owned[] = {{METH_NOARGS, rlock_is_owned}};
     const Replacement restores[] = {{METH_VARARGS, rlock_acquire_restore}, {METH_O, rlock_acquire_restore}};
     const Replacement saves[] = {{METH_NOARGS, rlock_release_save}};

@@ -79,9 +79,8 @@ PyObject* getaddrinfo(PyObject* module, PyObject* args, PyObject* kwargs) {
     if (hub == nullptr || host == nullptr || is_local_answer(host)) {
         return call_getaddrinfo(module, args, kwargs);
     }
-    return guarded<PyObject*>(nullptr, [&] {
-        return call_on_pool(*hub, "getaddrinfo", &call_getaddrinfo, module, args, kwargs).release();
-    });
+    return guarded<PyObject*>(
+        nullptr, [&] { return call_on_pool(*hub, "getaddrinfo", &call_getaddrinfo, module, args, kwargs).release(); });
 }
 
 template <PyCFunction& Original>
@@ -116,8 +115,7 @@ Ref resolve_address(Hub& hub, int family, int type, PyObject* address) {
         return cpython::borrow(address);
     }
     const Ref module = steal(PyImport_ImportModule("_socket"));
-    const Ref args =
-        steal(Py_BuildValue("(OOii)", PyTuple_GET_ITEM(address, 0), Py_None, family, type));
+    const Ref args = steal(Py_BuildValue("(OOii)", PyTuple_GET_ITEM(address, 0), Py_None, family, type));
     const Ref found = call_on_pool(hub, "getaddrinfo", &call_getaddrinfo, module.ptr(), args.ptr(), nullptr);
     PyObject* first = PyTuple_GET_ITEM(PyList_GET_ITEM(found.ptr(), 0), 4);
     Ref result = steal(PyTuple_New(PyTuple_GET_SIZE(address)));

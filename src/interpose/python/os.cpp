@@ -130,9 +130,9 @@ PyObject* readinto(PyObject* module, PyObject* const* args, Py_ssize_t count) {
         return original(module, args, count);
     }
     return guarded<PyObject*>(nullptr, [&] {
-        const auto size = transfer(args[0], args + 1, 1, PyBUF_WRITABLE, [&](int fd, const std::vector<iovec>& buffers) {
-            return read_or_park(*hub, fd, buffers, "os.readinto");
-        });
+        const auto size = transfer(
+            args[0], args + 1, 1, PyBUF_WRITABLE,
+            [&](int fd, const std::vector<iovec>& buffers) { return read_or_park(*hub, fd, buffers, "os.readinto"); });
         return size ? PyLong_FromSsize_t(*size) : original(module, args, count);
     });
 }
@@ -145,10 +145,9 @@ PyObject* readv(PyObject* module, PyObject* const* args, Py_ssize_t count) {
     }
     return guarded<PyObject*>(nullptr, [&] {
         const Ref objects = steal(PySequence_Tuple(args[1]));
-        const auto size = transfer(args[0], &PyTuple_GET_ITEM(objects.ptr(), 0), PyTuple_GET_SIZE(objects.ptr()),
-                                   PyBUF_WRITABLE, [&](int fd, const std::vector<iovec>& buffers) {
-                                       return read_or_park(*hub, fd, buffers, "os.readv");
-                                   });
+        const auto size = transfer(
+            args[0], &PyTuple_GET_ITEM(objects.ptr(), 0), PyTuple_GET_SIZE(objects.ptr()), PyBUF_WRITABLE,
+            [&](int fd, const std::vector<iovec>& buffers) { return read_or_park(*hub, fd, buffers, "os.readv"); });
         return size ? PyLong_FromSsize_t(*size) : original(module, args, count);
     });
 }
@@ -222,8 +221,8 @@ PyObject* sendfile(PyObject* module, PyObject* const* args, Py_ssize_t count, Py
         const Py_ssize_t wanted = PyLong_AsSsize_t(args[3]);
         std::optional<ssize_t> sent;
         if (out >= 0 && in >= 0 && wanted > 0 && (args[2] == Py_None || PyLong_Check(args[2]))) {
-            sent = send_copy(*hub, static_cast<int>(out), static_cast<int>(in), args[2],
-                             static_cast<std::size_t>(wanted));
+            sent =
+                send_copy(*hub, static_cast<int>(out), static_cast<int>(in), args[2], static_cast<std::size_t>(wanted));
         }
         PyErr_Clear();
         return sent ? PyLong_FromSsize_t(*sent) : original(module, args, count, names);
@@ -303,12 +302,11 @@ PyObject* wait_on_pool(PyObject*, PyObject* args, PyObject*) {
     }
     int result = 0;
     siginfo_t info{};
-    Py_BEGIN_ALLOW_THREADS
-    do {
+    Py_BEGIN_ALLOW_THREADS do {
         result = ::waitid(static_cast<idtype_t>(type), static_cast<id_t>(id), &info, options | WEXITED | WNOWAIT);
-    } while (result != 0 && errno == EINTR);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    }
+    while (result != 0 && errno == EINTR);
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 /// Parks until one of `children` may have changed its state.
@@ -333,8 +331,9 @@ void park_for_child(Hub& hub, const Children& children, const char* what) {
             return;  // gone: the original says so
         }
     }
-    const Ref args = steal(Py_BuildValue("(ili)", static_cast<int>(children.type), static_cast<long>(children.id),
-                                         children.options & (WUNTRACED | WCONTINUED | __WALL | __WCLONE | __WNOTHREAD)));
+    const Ref args =
+        steal(Py_BuildValue("(ili)", static_cast<int>(children.type), static_cast<long>(children.id),
+                            children.options & (WUNTRACED | WCONTINUED | __WALL | __WCLONE | __WNOTHREAD)));
     sched::call_on_pool(hub, what, wait_on_pool, Py_None, args.ptr(), nullptr);
 }
 

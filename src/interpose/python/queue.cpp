@@ -103,7 +103,8 @@ PyObject* get(PyObject* self, PyTypeObject* type, PyObject* const* args, Py_ssiz
             }
             return true;
         };
-        if (!take() && !sched::wait_until(*hub, self, {.what = "SimpleQueue.get", .object = self}, parsed.deadline, take)) {
+        if (!take() &&
+            !sched::wait_until(*hub, self, {.what = "SimpleQueue.get", .object = self}, parsed.deadline, take)) {
             // Empty is raised by the original, which knows the class.
             return as<MethodFunction>(original_get)(self, type, without_waiting, 1, nullptr);
         }

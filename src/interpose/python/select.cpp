@@ -43,7 +43,7 @@ struct PollWords {
     int is_array_current;
     int array_size;
     pollfd* array;
-    int is_running;   // "concurrent poll() invocation"
+    int is_running;  // "concurrent poll() invocation"
 };
 
 struct EpollWords {

@@ -133,7 +133,8 @@ PyObject* pause(PyObject* module, PyObject* unused) {
         const SignalExpected expected(*hub);
         const std::uint64_t before = hub->handled_signals();
         while (hub->handled_signals() == before) {
-            const sched::Wake wake = hub->park({.what = "signal.pause"}, core::Deadline::never(), sched::Cancellable::kYes);
+            const sched::Wake wake =
+                hub->park({.what = "signal.pause"}, core::Deadline::never(), sched::Cancellable::kYes);
             if (wake != sched::Wake::kReady) {
                 sched::raise_wake(*hub, wake);
             }

@@ -566,9 +566,9 @@ PyObject* sendto(PyObject* self, PyObject* args) {
 }
 
 PyObject* call_original_sendmsg(PyObject* self, PyObject* args) {
-    return cpython::kPython315 ? as<FastFunction>(original_sendmsg)(self, &PyTuple_GET_ITEM(args, 0),
-                                                                    PyTuple_GET_SIZE(args))
-                               : original_sendmsg(self, args);
+    return cpython::kPython315
+               ? as<FastFunction>(original_sendmsg)(self, &PyTuple_GET_ITEM(args, 0), PyTuple_GET_SIZE(args))
+               : original_sendmsg(self, args);
 }
 
 PyObject* sendmsg(PyObject* self, PyObject* args) {

@@ -374,10 +374,10 @@ private:
     core::Deadline deadline() noexcept {
         if (!is_deadline_set_) {
             is_deadline_set_ = true;
-            deadline_ = words().timeout_nanoseconds <= 0
-                            ? core::Deadline::never()
-                            : core::Deadline::after(core::monotonic_now(),
-                                                    core::Nanoseconds(words().timeout_nanoseconds));
+            deadline_ =
+                words().timeout_nanoseconds <= 0
+                    ? core::Deadline::never()
+                    : core::Deadline::after(core::monotonic_now(), core::Nanoseconds(words().timeout_nanoseconds));
         }
         return deadline_;
     }
@@ -432,8 +432,8 @@ Ref socket_to_wait_for(Hub* hub, PyObject* object) {
         return socket;
     }
     // One without timeout whose descriptor still blocks is not shared yet.
-    const bool may_be_shared = is_stand_in(words_of_ssl(object).socket_reference) || !words.is_blocking() ||
-                               is_non_blocking(words.fd);
+    const bool may_be_shared =
+        is_stand_in(words_of_ssl(object).socket_reference) || !words.is_blocking() || is_non_blocking(words.fd);
     return may_be_shared ? std::move(socket) : Ref();
 }
 
@@ -468,8 +468,9 @@ PyObject* read(PyObject* self, PyObject* args) {
 }
 
 PyObject* write(PyObject* self, PyObject* bytes) {
-    return run_waiting(self, {.what = "ssl.write", .buffer = bytes, .writes = Writes::kYes},
-                       [&] { return original_write(self, bytes); }, unchanged);
+    return run_waiting(
+        self, {.what = "ssl.write", .buffer = bytes, .writes = Writes::kYes},
+        [&] { return original_write(self, bytes); }, unchanged);
 }
 
 PyObject* shutdown(PyObject* self, PyObject* unused) {

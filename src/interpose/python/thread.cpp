@@ -60,12 +60,12 @@ bool is_end_of_program(Hub& hub, PyObject* exception) noexcept {
 
 void run_started(VirtualThread& thread, void* argument) {
     const std::unique_ptr<Start> start(static_cast<Start*>(argument));
-    const Ref result = Ref::steal_or_null(
-        PyObject_Call(start->function.ptr(), start->args.ptr(), start->kwargs.ptr()));
+    const Ref result = Ref::steal_or_null(PyObject_Call(start->function.ptr(), start->args.ptr(), start->kwargs.ptr()));
     if (!result) {
         const Ref error = Ref::steal_or_null(PyErr_GetRaisedException());
         // SystemExit ends the thread alone, as in _threadmodule.c.
-        if (!PyErr_GivenExceptionMatches(error.ptr(), PyExc_SystemExit) && !is_end_of_program(thread.hub(), error.ptr())) {
+        if (!PyErr_GivenExceptionMatches(error.ptr(), PyExc_SystemExit) &&
+            !is_end_of_program(thread.hub(), error.ptr())) {
             PyErr_SetRaisedException(Py_NewRef(error.ptr()));
             report_unraisable(start->function.ptr());
         }
@@ -134,7 +134,9 @@ PyObject* start_new_thread_with(PyCFunction original, PyObject* module, PyObject
 PyObject* start_new_thread(PyObject* module, PyObject* args) {
     return start_new_thread_with(original_start_new_thread, module, args);
 }
-PyObject* start_new(PyObject* module, PyObject* args) { return start_new_thread_with(original_start_new, module, args); }
+PyObject* start_new(PyObject* module, PyObject* args) {
+    return start_new_thread_with(original_start_new, module, args);
+}
 
 PyObject* start_joinable_thread(PyObject* module, PyObject* args, PyObject* kwargs) {
     Hub* hub = hub_that_makes_threads_virtual();
@@ -154,7 +156,8 @@ PyObject* start_joinable_thread(PyObject* module, PyObject* args, PyObject* kwar
             cpython::raise(PyExc_TypeError, "thread function must be callable");
         }
         const Ref handle_type = steal(PyObject_GetAttrString(module, "_ThreadHandle"));
-        if (handle != nullptr && handle != Py_None && !Py_IS_TYPE(handle, reinterpret_cast<PyTypeObject*>(handle_type.ptr()))) {
+        if (handle != nullptr && handle != Py_None &&
+            !Py_IS_TYPE(handle, reinterpret_cast<PyTypeObject*>(handle_type.ptr()))) {
             cpython::raise(PyExc_TypeError, "'handle' must be a _ThreadHandle");
         }
         cpython::check(PySys_Audit("_thread.start_joinable_thread", "OiO", function, is_daemon,
@@ -191,8 +194,8 @@ PyObject* shutdown(PyObject* module, PyObject* unused) {
             join_non_daemons();
             if (has_os_threads(*hub)) {
                 // The original blocks in C until they end; virtual threads go on meanwhile.
-                const Ref result = sched::call_on_own_thread(*hub, "the end of OS threads", call_original_shutdown, module,
-                                                             nullptr, nullptr);
+                const Ref result = sched::call_on_own_thread(*hub, "the end of OS threads", call_original_shutdown,
+                                                             module, nullptr, nullptr);
             }
             return true;
         });
@@ -255,8 +258,8 @@ void join_non_daemons() {
         return true;
     };
     if (!is_over()) {
-        (void)sched::wait_until(hub, &hub, {.what = "the end of threads that are not daemons"},
-                                core::Deadline::never(), is_over);
+        (void)sched::wait_until(hub, &hub, {.what = "the end of threads that are not daemons"}, core::Deadline::never(),
+                                is_over);
     }
 }
 
