@@ -43,8 +43,6 @@ class _DummyThread(threading._DummyThread):
         self._task = _core.current()
         if self._task is not None:
             self._name = f"Task-{next(_numbers)} ({_outermost_function(sys._getframe(1))})"
-        if _core.is_virtual():
-            # Also without a task: the identity is used again, and 3.12 itself never forgets such an object.
             _of_this_thread.forget = _Forget(self)
 
     def is_alive(self) -> bool:

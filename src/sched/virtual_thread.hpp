@@ -77,6 +77,10 @@ public:
     /// The identity that threading.get_ident() reports.
     unsigned long ident() const noexcept { return ident_; }
 
+    /// Gives a thread that the program started an identity that no task's record ever has: 3.12 keeps what it knows of one
+    /// that `threading` did not start, and the next tenant of the record must not be taken for it.
+    void set_ident_apart_from_tasks() noexcept { ident_ |= 8; }
+
     bool is_main() const noexcept { return is_main_; }
     bool is_finished() const noexcept { return status == ThreadStatus::kFinished; }
     Hub& hub() const noexcept { return *hub_; }

@@ -346,7 +346,8 @@ class Options:
 
     files: tuple[str, ...] = tuple(FILES)
     python: str = sys.executable
-    runner: str = "{python} -m gossamer run"
+    # Children that a test starts are plain: what is judged is the process that runs the test.
+    runner: str = "{python} -m gossamer run --no-inherit --lost-errors=warn"
     plain_runner: str = "{python}"
     expected: Path = Path(__file__).with_name("expected.toml")
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gossamer" / "cpython-tests"

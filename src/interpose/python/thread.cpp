@@ -79,8 +79,17 @@ void run_started(VirtualThread& thread, void* argument) {
     core::ParkingLot::instance().unpark_all(&thread.hub());  // join_non_daemons
 }
 
+/// Whether the interpreter is at its end, where it starts no threads.
+bool is_finalizing([[maybe_unused]] PyThreadState& tstate) noexcept {
+#if PY_VERSION_HEX >= 0x030D0000
+    return Py_IsFinalizing() != 0;
+#else
+    return tstate.interp->finalizing != 0;
+#endif
+}
+
 VirtualThread& start_virtual(Hub& hub, Ref function, Ref args, Ref kwargs, Ref handle, bool is_daemon) {
-    if (hub.is_closing) {
+    if (hub.is_closing || is_finalizing(hub.tstate())) {
         cpython::raise(PyExc_RuntimeError, "can't create new thread at interpreter shutdown");
     }
     auto start = std::make_unique<Start>(Start{std::move(function), std::move(args), std::move(kwargs)});
@@ -88,6 +97,7 @@ VirtualThread& start_virtual(Hub& hub, Ref function, Ref args, Ref kwargs, Ref h
         cpython::raise(PyExc_RuntimeError, "thread already started");
     }
     VirtualThread& thread = hub.spawn({.run = &run_started, .argument = start.get()}, hub.thread_stack_bytes);
+    thread.set_ident_apart_from_tasks();
     thread.is_daemon = is_daemon;
     if (handle) {
         start_handle(handle.ptr(), thread);
@@ -238,7 +248,8 @@ void end_main_thread_after_fork() {
     }
     const Ref threading = steal(PyImport_ImportModule("threading"));
     const Ref main = steal(PyObject_GetAttrString(threading.ptr(), "_main_thread"));
-    const Ref handle = steal(PyObject_GetAttrString(main.ptr(), "_handle"));
+    const char* name = cpython::kPython314 ? "_os_thread_handle" : "_handle";
+    const Ref handle = steal(PyObject_GetAttrString(main.ptr(), name));
     steal(PyObject_CallMethod(handle.ptr(), "_set_done", nullptr));
 }
 
