@@ -25,7 +25,8 @@ inline std::int64_t nanoseconds_from_seconds(PyObject* seconds) {
             throw ErrorSet{};
         }
         if (whole > kLargestWhole || whole < -kLargestWhole) {
-            raise(PyExc_OverflowError, "timestamp too large to convert to C PyTime_t");
+            raise(PyExc_OverflowError, kPython314 ? "timestamp out of range for C PyTime_t"
+                                                  : "timestamp too large to convert to C PyTime_t");
         }
         return whole * 1'000'000'000LL;
     }
@@ -39,8 +40,13 @@ inline std::int64_t nanoseconds_from_seconds(PyObject* seconds) {
         }
         value = PyLong_AsDouble(index);
         Py_DECREF(index);
+    } else if (kPython315) {
+        value = PyFloat_AsDouble(seconds);  // any real number; says "must be real number, not ..."
     } else {
-        raise(PyExc_TypeError, "'%.200s' object cannot be interpreted as an integer", Py_TYPE(seconds)->tp_name);
+        raise(PyExc_TypeError,
+              kPython314 ? "'%.200s' object cannot be interpreted as an integer or float"
+                         : "'%.200s' object cannot be interpreted as an integer",
+              Py_TYPE(seconds)->tp_name);
     }
     if (value == -1.0 && PyErr_Occurred()) {
         throw ErrorSet{};
@@ -50,7 +56,8 @@ inline std::int64_t nanoseconds_from_seconds(PyObject* seconds) {
     }
     const double nanoseconds = std::ceil(value * 1e9);
     if (nanoseconds >= kTwoTo63 || nanoseconds < -kTwoTo63) {
-        raise(PyExc_OverflowError, "timestamp too large to convert to C PyTime_t");
+        raise(PyExc_OverflowError,
+              kPython314 ? "timestamp out of range for C PyTime_t" : "timestamp too large to convert to C PyTime_t");
     }
     return static_cast<std::int64_t>(nanoseconds);
 }
