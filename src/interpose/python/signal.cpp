@@ -15,6 +15,7 @@
 #include "cpython/ref.hpp"
 #include "interpose/python/install.hpp"
 #include "interpose/python/method_table.hpp"
+#include "sched/offload.hpp"
 #include "sched/wait.hpp"
 
 namespace gossamer::interpose {
@@ -112,17 +113,6 @@ PyObject* sigtimedwait(PyObject* module, PyObject* const* args, Py_ssize_t count
     });
 }
 
-class SignalExpected final {
-public:
-    explicit SignalExpected(Hub& hub) noexcept : hub_(hub) { hub_.expect_external_wake(+1); }
-    SignalExpected(const SignalExpected&) = delete;
-    SignalExpected& operator=(const SignalExpected&) = delete;
-    ~SignalExpected() { hub_.expect_external_wake(-1); }
-
-private:
-    Hub& hub_;
-};
-
 PyObject* pause(PyObject* module, PyObject* unused) {
     Hub* hub = Hub::current();
     if (hub == nullptr) {
@@ -130,7 +120,7 @@ PyObject* pause(PyObject* module, PyObject* unused) {
     }
     return guarded<PyObject*>(nullptr, [&] {
         // The signal may come from anywhere, so it is no deadlock that nobody here sends it.
-        const SignalExpected expected(*hub);
+        const sched::ExternalWakeExpected expected(*hub);
         const std::uint64_t before = hub->handled_signals();
         while (hub->handled_signals() == before) {
             const sched::Wake wake =
