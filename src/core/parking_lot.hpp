@@ -18,21 +18,34 @@
 #include <cstdint>
 #include <mutex>
 
-#include "core/intrusive_list.hpp"
 #include "core/wakeable.hpp"
 
 namespace gossamer::core {
 
-/// One wait on one key; lives on the waiter's stack.
-struct ParkedWaiter final : ListHook {
+/// One wait on one key; lives on the waiter's stack. The waiters of a key are a queue, and the first of each queue stand in
+/// a chain: a key with a hundred thousand waiters costs another one in its bucket a single step.
+struct ParkedWaiter final {
     explicit ParkedWaiter(Wakeable& whom) noexcept : target(&whom) {}
+    ParkedWaiter(const ParkedWaiter&) = delete;
+    ParkedWaiter& operator=(const ParkedWaiter&) = delete;
 
     const void* key = nullptr;
     Wakeable* target;
+
+    // under the bucket's mutex
+    bool is_queued = false;
+    ParkedWaiter* next = nullptr;      // in the key's queue
+    ParkedWaiter* previous = nullptr;  // in the key's queue; of its first: the last
+    ParkedWaiter* next_key = nullptr;  // of the first: the first of another key
 };
 
 class ParkingLot final {
 public:
+    constexpr ParkingLot() noexcept = default;
+    ParkingLot(const ParkingLot&) = delete;
+    ParkingLot& operator=(const ParkingLot&) = delete;
+    ~ParkingLot() = default;
+
     /// The process's only lot.
     static ParkingLot& instance() noexcept;
 
@@ -61,21 +74,23 @@ public:
     void reset_after_fork() noexcept;
 
 private:
-    static constexpr std::size_t kBuckets = 1024;
+    static constexpr int kBucketBits = 14;
 
     struct alignas(64) Bucket {
         std::mutex mutex;
-        IntrusiveList<ParkedWaiter> waiters;  // under mutex
+        ParkedWaiter* first = nullptr;        // of each key in turn, by next_key; under mutex
         std::atomic<std::uint32_t> count{0};  // of waiters; written under mutex
+
+        ParkedWaiter** find(const void* key) noexcept;
+        void take_off(ParkedWaiter** link, ParkedWaiter& waiter) noexcept;
     };
 
     static std::size_t index_of(const void* key) noexcept {
-        return static_cast<std::size_t>((reinterpret_cast<std::uintptr_t>(key) >> 4) * 0x9E3779B97F4A7C15u >> 54);
+        return static_cast<std::size_t>((reinterpret_cast<std::uintptr_t>(key) >> 4) * 0x9E3779B97F4A7C15u >>
+                                        (64 - kBucketBits));
     }
 
-    bool unpark(const void* key, bool all) noexcept;
-
-    std::array<Bucket, kBuckets> buckets_;
+    std::array<Bucket, std::size_t{1} << kBucketBits> buckets_;
 };
 
 }  // namespace gossamer::core

@@ -2,6 +2,7 @@
 #include "core/parking_lot.hpp"
 
 #include <cerrno>
+#include <deque>
 #include <gtest/gtest.h>
 #include <memory>
 #include <random>
@@ -50,7 +51,7 @@ TEST_F(ParkingLotTest, WaitersOfAKeyAreServedInOrder) {
 }
 
 TEST_F(ParkingLotTest, KeysThatShareABucketDoNotWakeEachOther) {
-    std::vector<char> keys(1 << 20);  // 65,536 keys in 1,024 buckets
+    std::vector<char> keys(1 << 20);  // 65,536 keys in 16,384 buckets
     CountingWaiter target;
     ParkedWaiter waiter(target);
     lot.enqueue(keys.data(), waiter);
@@ -93,6 +94,81 @@ TEST_F(ParkingLotTest, CancelledWaiterIsNotWoken) {
     EXPECT_EQ(0, target.count.load());
 }
 
+TEST_F(ParkingLotTest, CancellingAWaiterKeepsTheOrderOfTheOthers) {
+    for (std::size_t cancelled = 0; cancelled < 4; ++cancelled) {
+        CountingWaiter targets[5];
+        ParkedWaiter waiters[] = {ParkedWaiter(targets[0]), ParkedWaiter(targets[1]), ParkedWaiter(targets[2]),
+                                  ParkedWaiter(targets[3]), ParkedWaiter(targets[4])};
+        for (std::size_t index = 0; index < 4; ++index) {
+            lot.enqueue(&key, waiters[index]);
+        }
+        EXPECT_TRUE(lot.cancel(waiters[cancelled]));
+        lot.enqueue(&key, waiters[4]);
+
+        for (std::size_t index = 0; index < 5; ++index) {
+            if (index != cancelled) {
+                EXPECT_EQ(0, targets[index].count.load());
+                EXPECT_TRUE(lot.unpark_one(&key));
+                EXPECT_EQ(1, targets[index].count.load());
+            }
+        }
+
+        EXPECT_EQ(0, targets[cancelled].count.load());
+        EXPECT_FALSE(lot.may_have_waiters(&key));
+    }
+}
+
+TEST_F(ParkingLotTest, QueuesOfManyKeysBehaveAsIfEachWereAlone) {
+    constexpr std::size_t kKeys = 40'000;  // more than buckets
+    constexpr std::size_t kSteps = 400'000;
+    std::vector<char> keys(kKeys * 16);
+    std::vector<std::deque<std::size_t>> model(kKeys);
+    std::vector<CountingWaiter> targets(kKeys * 2);
+    std::deque<ParkedWaiter> waiters;  // never moved
+    std::vector<std::size_t> key_of(targets.size(), kKeys);
+    std::vector<int> expected(targets.size());
+    for (CountingWaiter& target : targets) {
+        waiters.emplace_back(target);
+    }
+    std::mt19937 random(1);
+    const auto serve = [&](std::size_t chosen) {
+        const std::size_t waiter = model[chosen].front();
+        model[chosen].pop_front();
+        key_of[waiter] = kKeys;
+        ++expected[waiter];
+    };
+
+    for (std::size_t step = 0; step < kSteps; ++step) {
+        const std::size_t chosen = random() % kKeys;
+        const std::size_t waiter = random() % targets.size();
+        const char* const chosen_key = keys.data() + (chosen * 16);
+        if (key_of[waiter] == kKeys) {
+            lot.enqueue(chosen_key, waiters[waiter]);
+            key_of[waiter] = chosen;
+            model[chosen].push_back(waiter);
+        } else if (step % 3 == 0) {
+            ASSERT_TRUE(lot.cancel(waiters[waiter]));
+            std::erase(model[key_of[waiter]], waiter);
+            key_of[waiter] = kKeys;
+        } else if (step % 3 == 1) {
+            ASSERT_EQ(!model[chosen].empty(), lot.unpark_one(chosen_key));
+            if (!model[chosen].empty()) {
+                serve(chosen);
+            }
+        } else {
+            lot.unpark_all(chosen_key);
+            while (!model[chosen].empty()) {
+                serve(chosen);
+            }
+        }
+    }
+
+    for (std::size_t waiter = 0; waiter < targets.size(); ++waiter) {
+        ASSERT_EQ(expected[waiter], targets[waiter].count.load()) << waiter;
+        ASSERT_EQ(key_of[waiter] != kKeys, lot.cancel(waiters[waiter]));
+    }
+}
+
 TEST_F(ParkingLotTest, CancelTellsThatAWakerWasFirst) {
     CountingWaiter target;
     ParkedWaiter waiter(target);
@@ -132,7 +208,7 @@ class Taker {
 public:
     Taker(Permit& permit, bool gives_up) : permit_(permit), gives_up_(gives_up), waiter_(target_) {}
     ~Taker() {
-        if (waiter_.is_linked()) {
+        if (waiter_.is_queued) {
             std::ignore = ParkingLot::instance().cancel(waiter_);
         }
     }
