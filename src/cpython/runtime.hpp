@@ -10,6 +10,8 @@
 
 #include "cpython/api.hpp"
 
+#include <csignal>
+
 namespace gossamer::cpython {
 
 /// Whether a signal came whose Python handler has not run. Thread: any. Python: not needed.
@@ -19,6 +21,23 @@ inline bool is_signal_pending() noexcept {
 #else
     return _Py_atomic_load_relaxed(&_PyRuntime.signals.is_tripped) != 0;
 #endif
+}
+
+/// Whether every such signal has SA_RESTART (signal.siginterrupt(number, False)): a system call that the kernel restarts
+/// after a signal goes on, and its Python handler waits until the call is over. Thread: any. Python: not needed.
+inline bool do_pending_signals_restart_calls() noexcept {
+    for (int number = 1; number < Py_NSIG; ++number) {
+#if PY_VERSION_HEX >= 0x030D0000
+        const int is_tripped = __atomic_load_n(&_PyRuntime.signals.handlers[number].tripped, __ATOMIC_RELAXED);
+#else
+        const int is_tripped = _Py_atomic_load_relaxed(&_PyRuntime.signals.handlers[number].tripped);
+#endif
+        struct sigaction action {};
+        if (is_tripped != 0 && sigaction(number, nullptr, &action) == 0 && (action.sa_flags & SA_RESTART) == 0) {
+            return false;
+        }
+    }
+    return true;
 }
 
 /// Whether the calling OS thread is the interpreter's main thread. Only right outside a switch.

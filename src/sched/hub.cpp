@@ -488,7 +488,8 @@ void Hub::expire_timers() noexcept {
 }
 
 bool Hub::must_interrupt_main() const noexcept {
-    return main_ident_ != 0 && !main_->is_uninterruptible && cpython::is_signal_pending();
+    return main_ident_ != 0 && !main_->is_uninterruptible && cpython::is_signal_pending() &&
+           !(main_->wait_note.is_restarted && cpython::do_pending_signals_restart_calls());
 }
 
 void Hub::wait_for_work() {

@@ -48,11 +48,13 @@ enum class Wake : std::uint8_t {
 /// gets its lock back whatever happens).
 enum class Cancellable : std::uint8_t { kNothing, kNo, kYes };
 
-/// What a virtual thread waits for, for people: `gossamer.dump()` and DeadlockError. The text is a literal.
+/// What a virtual thread waits for, for people: `gossamer.dump()` and DeadlockError. The text is a literal. And whether it
+/// waits in place of a system call that the kernel restarts after a signal whose handler has SA_RESTART (signal(7)).
 struct WaitNote {
     const char* what = "";
     const void* object = nullptr;
     int fd = -1;
+    bool is_restarted = false;
 };
 
 /// What a virtual thread runs. `run` is called on its own stack, attached, and must leave no error indicator.

@@ -30,9 +30,11 @@ Wake try_wait_for_fd(Hub& hub, int fd, const void* owner, core::Interest interes
     if (error != 0) {
         cpython::raise_os_error(error);
     }
+    // Where there is a time limit plain Python waits in poll(2), which is never restarted.
+    const WaitNote note{.what = what, .object = owner, .fd = fd, .is_restarted = deadline.is_never()};
     Wake wake = Wake::kReady;
     while (!waiter.is_ready && wake == Wake::kReady) {
-        wake = hub.park({.what = what, .object = owner, .fd = fd}, deadline, Cancellable::kYes);
+        wake = hub.park(note, deadline, Cancellable::kYes);
     }
     reactor.remove_waiter(waiter);
     if (wake == Wake::kFailed) {

@@ -108,7 +108,8 @@ template <typename IsOver>
 
 /// Waits for readiness of `fd`, or for an edge of it. Returns kReady, kTimedOut, kFailed, or kCancelled with the
 /// cancellation still pending: a caller that has done a part of its work may leave it so. What epoll cannot wait for
-/// (EPERM: a regular file) is always ready. Throws ErrorSet: OSError, with EBADF also when the descriptor was closed.
+/// (EPERM: a regular file) is always ready. It stands for read(2) and its kin, which the kernel restarts after some signals.
+/// Throws ErrorSet: OSError, with EBADF also when the descriptor was closed.
 [[nodiscard]] Wake try_wait_for_fd(Hub& hub, int fd, const void* owner, core::Interest interest, const char* what,
                                    core::Deadline deadline);
 
@@ -122,7 +123,7 @@ struct FdInterest {
     std::uint32_t events;
 };
 
-/// A wait for any of several descriptors, in turns: look whether the wait is over, wait(), look again. What is ready when
+/// A wait for any of several descriptors, as poll(2) and its kin wait (every signal interrupts it), in turns: look whether the wait is over, wait(), look again. What is ready when
 /// the wait begins ends the first turn; later turns end by a change alone, so a descriptor that is ready in a way which the
 /// caller does not count does not make it spin. What epoll cannot wait for (EPERM) never changes.
 class AnyFdWait final {

@@ -70,8 +70,10 @@ bool wait_for_signal(Hub& hub, const sigset_t& set, core::Deadline deadline) {
     if (descriptor.get() < 0) {
         cpython::raise_os_error(errno);
     }
+    const sched::FdInterest interest{descriptor.get(), static_cast<std::uint32_t>(core::Interest::kRead)};
+    sched::AnyFdWait wait(hub, {.what = "a signal", .fd = descriptor.get()}, {&interest, 1});
     while (!is_pending(set)) {
-        if (!sched::wait_for_fd(hub, descriptor.get(), nullptr, core::Interest::kRead, "a signal", deadline)) {
+        if (!wait.wait(deadline)) {
             return false;
         }
     }
