@@ -52,13 +52,38 @@ void raise_deadlock(Hub& hub) {
     });
 }
 
-PyObject* enter(PyObject*, PyObject* makes_threads_virtual) {
+/// The module `threading`, or null if it is not imported, or not to its end. Throws ErrorSet.
+Ref imported_threading() {
+    const Ref name = steal(PyUnicode_FromString("threading"));
+    Ref module = Ref::steal_or_null(PyImport_GetModule(name.ptr()));
+    cpython::check(PyErr_Occurred() != nullptr ? -1 : 0);
+    const bool is_whole = module && PyModule_Check(module.ptr()) &&
+                          PyDict_GetItemString(PyModule_GetDict(module.ptr()), "_after_fork") != nullptr;
+    return is_whole ? std::move(module) : Ref();
+}
+
+/// adopt_threading(): what `threading` needs of ours, if it is imported. Called again it does nothing.
+PyObject* adopt_threading(PyObject* module, PyObject*) {
+    return guarded<PyObject*>(nullptr, [&] {
+        ModuleState& state = cpython::state_of_module(module);
+        const Ref threading = state.threading_names == nullptr ? imported_threading() : Ref();
+        if (threading) {
+            state.threading_names = Py_NewRef(PyModule_GetDict(threading.ptr()));
+            const Ref objects = steal(PyImport_ImportModule("gossamer._thread_objects"));
+            steal(PyObject_CallMethod(objects.ptr(), "install", nullptr));
+        }
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* enter(PyObject* module, PyObject* makes_threads_virtual) {
     return guarded<PyObject*>(nullptr, [&] {
         const int is_virtual = PyObject_IsTrue(makes_threads_virtual);
         cpython::check(is_virtual);
         if (Hub::current() == nullptr) {
             interpose::install();  // never on a virtual thread, which could be preempted under its mutex
         }
+        steal(adopt_threading(module, nullptr));
         Hub& hub = Hub::enter();
         hub.makes_threads_virtual = is_virtual != 0;
         Py_RETURN_NONE;
@@ -138,19 +163,19 @@ PyObject* note_lost_error(PyObject*, PyObject*) {
     Py_RETURN_NONE;
 }
 
-/// call_noting_error(function, argument): calls it; an error on its way to the default sys.unraisablehook counts as lost.
-PyObject* call_noting_error(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    return guarded<PyObject*>(nullptr, [&] {
-        if (count != 2) {
-            cpython::raise(PyExc_TypeError, "call_noting_error() takes a function and its argument");
-        }
-        PyObject* result = PyObject_CallOneArg(args[0], args[1]);
-        if (result == nullptr && PySys_GetObject("unraisablehook") == PySys_GetObject("__unraisablehook__")) {
-            interpose::note_lost_error();
-        }
-        return result;
-    });
+PyObject* call_noting_error(PyObject* function, PyObject* argument) {
+    PyObject* result = PyObject_CallOneArg(function, argument);
+    if (result == nullptr && PySys_GetObject("unraisablehook") == PySys_GetObject("__unraisablehook__")) {
+        interpose::note_lost_error();
+    }
+    return result;
 }
+
+PyMethodDef call_noting_error_method = {"call_noting_error", call_noting_error, METH_O, nullptr};
+
+/// noting_errors_of(function): a function of one argument that calls it; an error on its way to the default
+/// sys.unraisablehook counts as lost.
+PyObject* noting_errors_of(PyObject*, PyObject* function) { return PyCFunction_New(&call_noting_error_method, function); }
 
 /// track_coroutine_origins(depth): sys.set_coroutine_origin_tracking_depth(depth) in every virtual thread to come.
 PyObject* track_coroutine_origins(PyObject*, PyObject* depth) {
@@ -388,6 +413,7 @@ void end_preemption_at_exit(PyObject* module) {
 }
 
 PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
+                           {"adopt_threading", adopt_threading, METH_NOARGS, nullptr},
                            {"leave", leave, METH_NOARGS, nullptr},
                            {"uninstall", uninstall, METH_NOARGS, nullptr},
                            {"is_virtual", is_virtual, METH_NOARGS, nullptr},
@@ -398,7 +424,7 @@ PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"no_switch", no_switch, METH_O, nullptr},
                            {"raise_cancellation_again", raise_cancellation_again, METH_NOARGS, nullptr},
                            {"note_lost_error", note_lost_error, METH_NOARGS, nullptr},
-                           {"call_noting_error", _PyCFunction_CAST(call_noting_error), METH_FASTCALL, nullptr},
+                           {"noting_errors_of", noting_errors_of, METH_O, nullptr},
                            {"track_coroutine_origins", track_coroutine_origins, METH_O, nullptr},
                            {"set_own_signal_handler", set_own_signal_handler, METH_O, nullptr},
                            {"make_threads_virtual", make_threads_virtual, METH_O, nullptr},
@@ -428,8 +454,6 @@ int execute(PyObject* module) noexcept {
         cpython::check_layout();
         Hub::raise_deadlock = &raise_deadlock;
         end_preemption_at_exit(module);
-        const Ref threading = steal(PyImport_ImportModule("threading"));
-        state->threading_names = Py_NewRef(PyModule_GetDict(threading.ptr()));
         state->trace_hook_name = steal(PyUnicode_InternFromString("_trace_hook")).release();
         state->profile_hook_name = steal(PyUnicode_InternFromString("_profile_hook")).release();
         state->task_type = sched::create_task_type(module);

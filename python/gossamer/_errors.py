@@ -32,14 +32,11 @@ def report_lost(exception: BaseException) -> None:
 
 
 def watch_coroutines() -> None:
-    """Count a coroutine that is never awaited as a lost error, in this OS thread's virtual threads, and tell its
-    origin.
+    """Count a coroutine that is never awaited as a lost error, in this OS thread's virtual threads; tell its origin.
 
     What the program's warning filters ignore, what it records, and what its own `warnings.showwarning` shows is not
-    lost:
-    somebody decided about it.
+    lost: somebody decided about it.
     """
-    import functools
     import warnings
 
     _core.track_coroutine_origins(1)
@@ -54,10 +51,7 @@ def watch_coroutines() -> None:
         show(message)
 
     warnings._showwarnmsg_impl = show_and_count  # type: ignore[attr-defined]
-    # A warning that is turned into an error is printed by the interpreter, which then goes on. Both callables are
-    # written
-    # in C: a Python frame more would change the line that the warning is about.
+    # A warning that is turned into an error is printed by the interpreter, which then goes on. Written in C: a Python
+    # frame more would change the line that the warning is about.
     warn = warnings._warn_unawaited_coroutine  # type: ignore[attr-defined]
-    warnings._warn_unawaited_coroutine = functools.partial(  # type: ignore[attr-defined]
-        _core.call_noting_error, warn
-    )
+    warnings._warn_unawaited_coroutine = _core.noting_errors_of(warn)  # type: ignore[attr-defined]

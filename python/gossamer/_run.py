@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Coroutine
 from types import CoroutineType
 
-from gossamer import _core, _thread_objects
+from gossamer import _core
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
     from typing import Any, overload
 else:
 
@@ -28,7 +28,6 @@ def enter(*, virtual_threads: bool) -> None:
     if not _is_fork_hook_registered:
         _core.register_fork_hooks()
         _is_fork_hook_registered = True
-    _thread_objects.install()
     _core.enter(virtual_threads)
 
 

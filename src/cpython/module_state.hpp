@@ -10,7 +10,7 @@ struct ModuleState {
     PyTypeObject* task_type = nullptr;
     PyTypeObject* scope_type = nullptr;
     PyObject* deadlock_error = nullptr;
-    PyObject* threading_names = nullptr;    // the dictionary of the module threading
+    PyObject* threading_names = nullptr;    // the dictionary of the module threading, once it is imported
     PyObject* trace_hook_name = nullptr;    // "_trace_hook"
     PyObject* profile_hook_name = nullptr;  // "_profile_hook"
 };

@@ -65,6 +65,7 @@ void remember_default_int_handler() {
 }  // namespace
 
 void (*Hub::raise_deadlock)(Hub&) = nullptr;
+std::atomic<unsigned long> Hub::main_thread_ident_{0};
 
 [[gnu::noinline]] Hub* Hub::of_this_os_thread() noexcept { return hub_of_this_os_thread; }
 
@@ -119,6 +120,9 @@ Hub& Hub::enter() {
     main->born = core::coarse_now();
     main->state.adopt_thread();
     hub->main_ident_ = is_main ? main->ident_ : 0;
+    if (is_main) {
+        main_thread_ident_.store(main->ident_);
+    }
     hub->roster_.push_back(*main);
     hub->live_count_ = 1;
     set_for_this_os_thread(hub);
@@ -134,6 +138,7 @@ void Hub::leave() noexcept {
     set_for_this_os_thread(nullptr);
     if (main_ident_ != 0) {
         cpython::set_runs_main(true, main_ident_);
+        main_thread_ident_.store(0);
     }
     if (live_count_ > 1) {
         return;  // abandoned virtual threads refer to the hub; their stacks stay, as a daemon thread's does
@@ -587,6 +592,7 @@ void Hub::reset_after_fork() {
     if (main_ident_ != 0) {
         self.is_main_ = true;
         cpython::set_runs_main(true, main_ident_);
+        main_thread_ident_.store(self.ident_);
     }
 }
 

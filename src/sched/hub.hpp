@@ -153,6 +153,10 @@ public:
     /// What pthread_self() is on the carrier.
     unsigned long os_ident() const noexcept { return tstate_->thread_id; }
 
+    /// The identity of the interpreter's main thread while its OS thread is a carrier, else 0: the interpreter's own word for it
+    /// changes at each switch. Thread: any.
+    static unsigned long main_thread_ident() noexcept { return main_thread_ident_.load(); }
+
     /// Virtual threads that have not finished, the main one included.
     std::size_t live_count() const noexcept { return live_count_; }
     core::IntrusiveList<VirtualThread>& roster() noexcept { return roster_; }
@@ -227,6 +231,8 @@ private:
     void ready_one_preempted() noexcept;
     bool is_deadlocked() noexcept;
     Wake wake_reason(VirtualThread& self, Cancellable cancellable) noexcept;
+
+    static std::atomic<unsigned long> main_thread_ident_;
 
     PyThreadState* const tstate_;
     core::ExceptionGlobals* const os_thread_exceptions_;

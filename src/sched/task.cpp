@@ -81,6 +81,9 @@ PyObject* run_if_coroutine(PyObject* object) {
 
 /// Does for a spawned virtual thread what threading does for a Thread: threading.settrace() and setprofile() are asked.
 void begin_tracing(const cpython::ModuleState& state) {
+    if (state.threading_names == nullptr) {
+        return;  // nobody can have asked
+    }
     const std::pair<PyObject*, const char*> hooks[] = {{state.trace_hook_name, "settrace"},
                                                        {state.profile_hook_name, "setprofile"}};
     for (const auto& [name, setter] : hooks) {
@@ -400,6 +403,10 @@ TaskObject* spawn_task(cpython::ModuleState& state, Hub& hub, PyObject* callable
                        std::size_t count, PyObject* keyword_names, ScopeObject* scope, std::size_t stack_bytes) {
     if (!PyCallable_Check(callable)) {
         cpython::raise(PyExc_TypeError, "spawn() needs a callable, not %.200s", Py_TYPE(callable)->tp_name);
+    }
+    if (!cpython::kPython313 && state.threading_names == nullptr) {
+        // 3.12 takes the thread that imports it for the main thread: before there is a task that could.
+        steal(PyImport_ImportModule("threading"));
     }
     Ref arguments = steal(PyTuple_New(static_cast<Py_ssize_t>(count)));
     for (std::size_t index = 0; index < count; ++index) {

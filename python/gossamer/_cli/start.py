@@ -12,10 +12,13 @@ import atexit
 import os
 import resource
 import signal
-from collections.abc import Callable
 
 from gossamer import _core, _run
 from gossamer._errors import watch_coroutines
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 VARIABLE = "GOSSAMER_RUN"
 

@@ -28,6 +28,7 @@ void install_all_but_late_imports() {
     if (!is_planned) {
         plan_time();
         plan_thread();
+        plan_threading();
         plan_queue();
         plan_sys();
         plan_async_exception();

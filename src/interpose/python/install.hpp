@@ -9,6 +9,7 @@ namespace gossamer::interpose {
 
 void plan_time();
 void plan_thread();
+void plan_threading();
 void plan_queue();
 void plan_sys();
 void plan_async_exception();

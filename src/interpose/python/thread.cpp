@@ -181,11 +181,8 @@ PyObject* start_joinable_thread(PyObject* module, PyObject* args, PyObject* kwar
 }
 
 PyObject* main_ident(PyObject* module, PyObject* unused) {
-    Hub* hub = Hub::current();
-    if (hub == nullptr || !hub->is_main_thread_hub()) {
-        return original_main_ident(module, unused);
-    }
-    return PyLong_FromUnsignedLong(hub->main().ident());
+    const unsigned long ident = Hub::main_thread_ident();
+    return ident == 0 ? original_main_ident(module, unused) : PyLong_FromUnsignedLong(ident);
 }
 
 bool has_os_threads(const Hub& hub) noexcept {
@@ -246,7 +243,12 @@ void end_main_thread_after_fork() {
     if (!cpython::kPython313) {
         return;  // threading does it
     }
-    const Ref threading = steal(PyImport_ImportModule("threading"));
+    const Ref module_name = steal(PyUnicode_FromString("threading"));
+    const Ref threading = Ref::steal_or_null(PyImport_GetModule(module_name.ptr()));
+    if (!threading) {
+        cpython::check(PyErr_Occurred() != nullptr ? -1 : 0);
+        return;
+    }
     const Ref main = steal(PyObject_GetAttrString(threading.ptr(), "_main_thread"));
     const char* name = cpython::kPython314 ? "_os_thread_handle" : "_handle";
     const Ref handle = steal(PyObject_GetAttrString(main.ptr(), name));
