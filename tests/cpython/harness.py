@@ -11,6 +11,7 @@ only with the interpreter.
     ----------------------------------------------  ---------------------------------------------------------------
     Gossamer was not in the process, or did nothing demands the process's line in GOSSAMER_STATS_FILE: the main
                                                     thread virtual, and parks > 0 where FILES says so
+    children of the tests were plain                demands lines of other processes where FILES says so
     a method no longer runs, or is skipped          both count, like a failure
     the process dies or hangs                       the method that ran is named; expected.toml cannot excuse it
     results are lost in a test's own output         two sources (the log, the JUnit file), and unittest's own count
@@ -54,6 +55,7 @@ class File:
     """How one file of CPython's suite is run."""
 
     must_park: bool = True  # a run in which nothing parked proves nothing; False: the file may hardly wait
+    has_children: bool = False  # starts Python children, which inherit Gossamer; False: hardly any
     alone: bool = False  # measures time, or disturbs what runs beside it
     ignore: tuple[str, ...] = ()  # patterns of -i; a class's bare name matches its methods (a dotted one would not)
 
@@ -62,7 +64,7 @@ FILES = {
     "test_thread": File(),
     # Left out (3.15): it sets an asynchronous exception from C, which reaches OS threads only, and where that does not end
     # the thread it goes on to sleep for a day.
-    "test_threading": File(alone=True, ignore=("test_PyThreadState_SetAsyncExc_interrupts_sleep",)),
+    "test_threading": File(has_children=True, alone=True, ignore=("test_PyThreadState_SetAsyncExc_interrupts_sleep",)),
     "test_threading_local": File(),
     "test_queue": File(),
     "test_time": File(alone=True),
@@ -74,7 +76,7 @@ FILES = {
     "test_context": File(must_park=False),
     "test_generators": File(must_park=False),
     "test_gc": File(must_park=False),
-    "test_signal": File(alone=True),
+    "test_signal": File(has_children=True, alone=True),
 }
 REASONS = {
     "os-thread": "it asserts a property of an OS thread",
@@ -348,8 +350,7 @@ class Options:
 
     files: tuple[str, ...] = tuple(FILES)
     python: str = sys.executable
-    # Children that a test starts are plain: what is judged is the process that runs the test.
-    runner: str = "{python} -m gossamer run --no-inherit --lost-errors=warn"
+    runner: str = "{python} -m gossamer run --lost-errors=warn"
     plain_runner: str = "{python}"
     expected: Path = Path(__file__).with_name("expected.toml")
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gossamer" / "cpython-tests"
@@ -396,6 +397,15 @@ def probe(options: Options) -> Interpreter:
     return Interpreter(
         options.python, facts["label"], facts["version"], tests, facts["walltime"], digest.hexdigest()[:16]
     )
+
+
+def environment_in_place(python: str, folder: Path) -> str:
+    """Makes an environment that has Gossamer from this source, as the wheel would put it there; returns its Python."""
+    subprocess.run([python, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    source = Path(__file__).resolve().parents[2] / "python"
+    (site_packages / "gossamer.pth").write_text(f"{source}\n{(source / 'gossamer.pth').read_text()}")
+    return str(folder / "bin" / "python")
 
 
 def log_folder(interpreter: Interpreter, options: Options) -> Path:
@@ -486,7 +496,7 @@ def kill_group(process: subprocess.Popen) -> None:
 
 
 def check_stats(file: str, path: Path, pid: int) -> list[str]:
-    """Returns why the statistics do not show that the file ran on virtual threads. Children have lines of their own."""
+    """Returns why the statistics do not show that the file and its children, which have lines too, ran on Gossamer."""
     lines = []
     try:
         for line in path.read_text("utf-8").splitlines():
@@ -505,6 +515,8 @@ def check_stats(file: str, path: Path, pid: int) -> list[str]:
     parks = mine[-1].get("parks")
     if FILES[file].must_park and not (isinstance(parks, int) and parks > 0):
         problems.append("nothing parked")
+    if FILES[file].has_children and len(mine) == len(lines):
+        problems.append("the children were plain Python: no gossamer.pth in site-packages (see --in-place)")
     return problems
 
 
@@ -750,6 +762,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", metavar="FILE", help=f"default: all of {', '.join(FILES)}")
     parser.add_argument("--python", default=defaults.python, help="the interpreter under test (default: this one)")
     parser.add_argument("--runner", default=defaults.runner, help="what stands before -m test (default: %(default)s)")
+    parser.add_argument("--in-place", action="store_true", help="use what tools/build_in_place.sh built")
     parser.add_argument("--expected", type=Path, default=defaults.expected, help="the list of expected differences")
     parser.add_argument("--logs", type=Path, help="folder for the output of each run (default: in the cache)")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="in both runs: PYTHON_JIT=1")
@@ -779,7 +792,10 @@ def main(arguments: list[str] | None = None) -> int:
         list_all=given.all,
     )
     try:
-        return run(options)
+        if not given.in_place:
+            return run(options)
+        with tempfile.TemporaryDirectory(prefix="gs-") as folder:
+            return run(dataclasses.replace(options, python=environment_in_place(options.python, Path(folder))))
     except HarnessError as error:
         print(f"harness: {error}", file=sys.stderr)
         return 2

@@ -36,7 +36,8 @@ def leave():
     line = {"pid": os.getpid(), "parks": 3, "main_is_virtual": True, **json.loads(stats)}
     if kind == "gossamer" and stats != "null":
         with open(os.environ["GOSSAMER_STATS_FILE"], "a") as file:
-            file.write(json.dumps(line) + "\\n")
+            for pid in [*line.pop("children", [1]), line["pid"]]:
+                file.write(json.dumps({**line, "pid": pid}) + "\\n")
 if stats != "null":
     atexit.register(leave)
 sys.argv = ["test", *sys.argv[6:], "--testdir", folder]
@@ -346,6 +347,28 @@ def test_a_file_that_may_hardly_wait_need_not_park(bench):
     code, _ = bench.run(files=("test_gc",))
 
     assert 0 == code
+
+
+@pytest.mark.parametrize(("children", "code"), [([], 1), ([1], 0)])
+def test_a_file_with_children_must_have_some_on_gossamer(bench, children, code):
+    for kind in ("plain", "gossamer"):
+        bench.write(kind, PASSING, "test_signal")
+    bench.leave_stats({"children": children})
+
+    result, output = bench.run(files=("test_signal",))
+
+    assert code == result
+    assert (code == 1) is ("FAILED test_signal the children were plain Python" in output)
+
+
+def test_an_environment_in_place_has_the_source_and_starts_gossamer_in_children(tmp_path):
+    python = harness.environment_in_place(sys.executable, tmp_path)
+
+    look = "import sys; print(sys.path)"
+    child = subprocess.run([python, "-Ic", look], capture_output=True, text=True, env={"GOSSAMER_RUN": "nonsense"})
+
+    assert str(HARNESS.parents[2] / "python") in child.stdout
+    assert "gossamer" in child.stderr
 
 
 def test_plain_results_are_kept(bench):
