@@ -64,10 +64,10 @@ template <typename IsOver>
             return true;  // had a waker chosen this place meanwhile, leaving it passes the wake-up on
         }
         const Wake wake = hub.park(note, deadline, cancellable);
-        place.leave();
         if (wake == Wake::kFailed) {
-            raise_wake(hub, wake);
+            raise_wake(hub, wake);  // had a waker chosen this place, it passes the wake-up on when it goes
         }
+        place.leave();
         if (is_over()) {
             return true;
         }
@@ -93,9 +93,12 @@ template <typename IsOver>
         PyThreadState* tstate = PyEval_SaveThread();
         const int result = sleeper.wait(deadline);
         PyEval_RestoreThread(tstate);
-        place.leave();
-        if (result == EINTR) {
-            cpython::check(PyErr_CheckSignals());
+        const bool was_chosen = place.leave();
+        if (result == EINTR && PyErr_CheckSignals() < 0) {
+            if (was_chosen) {
+                core::ParkingLot::instance().unpark_one(key);
+            }
+            throw cpython::ErrorSet{};
         }
         if (is_over()) {
             return true;

@@ -232,6 +232,38 @@ def test_a_signal_handler_wakes_parked_virtual_threads():
     assert list(range(rounds)) == got
 
 
+def test_an_acquire_that_a_signal_handler_ends_leaves_the_lock_to_the_next():
+    """The lock was released, and the first in its queue woken, who then raised instead of taking it."""
+    lock = threading.Lock()
+
+    def main() -> bool:
+        lock.acquire()
+        with gs.scope() as scope:
+
+            def release_and_interrupt() -> gs.Task[bool]:
+                waiter = scope.spawn(lock.acquire)
+                gs.checkpoint()
+                signal.raise_signal(signal.SIGUSR1)
+                lock.release()
+                return waiter
+
+            releaser = scope.spawn(release_and_interrupt)
+            with pytest.raises(ZeroDivisionError):
+                lock.acquire()
+            waiter = releaser.result()
+            gs.checkpoint()
+            try:
+                return waiter.done()
+            finally:
+                scope.cancel()
+
+    previous = signal.signal(signal.SIGUSR1, lambda *_: 1 / 0)
+    try:
+        assert gs.run(main) is True
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
 def test_acquire_takes_the_longest_timeout_there_is():
     lock = threading.Lock()
 
