@@ -102,8 +102,10 @@ PyObject* leave(PyObject*, PyObject*) {
 }
 
 PyObject* uninstall(PyObject*, PyObject*) {
-    interpose::uninstall_all();
-    Py_RETURN_NONE;
+    return guarded<PyObject*>(nullptr, [] {
+        interpose::uninstall();
+        Py_RETURN_NONE;
+    });
 }
 
 PyObject* is_virtual(PyObject*, PyObject*) { return Py_NewRef(Hub::current() != nullptr ? Py_True : Py_False); }

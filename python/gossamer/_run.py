@@ -31,6 +31,12 @@ def enter(*, virtual_threads: bool) -> None:
     _core.enter(virtual_threads)
 
 
+def uninstall() -> None:
+    """Put back every function that entering has replaced; RuntimeError while virtual threads run."""
+    _core.uninstall()
+    _thread_objects.uninstall()
+
+
 def leave(grace: float) -> None:
     """Wait for non-daemon threads, cancel what is left, give it ``grace`` seconds, and name what does not end."""
     try:

@@ -65,9 +65,17 @@ def _outermost_function(frame: FrameType) -> str:
     return frame.f_code.co_qualname
 
 
+_original_class = threading._DummyThread
+
+
 def install() -> None:
-    """Make `threading.current_thread` use our class; once for the process."""
+    """Make `threading.current_thread` use our class."""
     threading._DummyThread = _DummyThread  # type: ignore[misc]
 
 
-__all__ = ["install"]
+def uninstall() -> None:
+    """Put the original class back; objects made meanwhile stay what they are."""
+    threading._DummyThread = _original_class  # type: ignore[misc]
+
+
+__all__ = ["install", "uninstall"]

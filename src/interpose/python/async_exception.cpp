@@ -69,13 +69,13 @@ PyObject* make_foreign_function(PyTypeObject* type, PyObject* args, PyObject* kw
     });
 }
 
-void adopt_type(PyTypeObject* type) {
-    if (type->tp_new == original_new) {
-        type->tp_new = &make_foreign_function;
+void replace_new(PyTypeObject* type, newfunc old, newfunc replacement) {
+    if (type->tp_new == old) {
+        type->tp_new = replacement;
     }
     const Ref subclasses = steal(PyObject_CallMethod(reinterpret_cast<PyObject*>(type), "__subclasses__", nullptr));
     for (Py_ssize_t index = 0; index < PyList_GET_SIZE(subclasses.ptr()); ++index) {
-        adopt_type(reinterpret_cast<PyTypeObject*>(PyList_GET_ITEM(subclasses.ptr(), index)));
+        replace_new(reinterpret_cast<PyTypeObject*>(PyList_GET_ITEM(subclasses.ptr(), index)), old, replacement);
     }
 }
 
@@ -84,12 +84,17 @@ void adopt_ctypes(PyObject* module) {
     auto* function_type = reinterpret_cast<PyTypeObject*>(type.ptr());
     if (function_type->tp_new != &make_foreign_function) {
         original_new = function_type->tp_new;
-        adopt_type(function_type);
+        replace_new(function_type, original_new, &make_foreign_function);
     }
+}
+
+void release_ctypes(PyObject* module) {
+    const Ref type = steal(PyObject_GetAttrString(module, "CFuncPtr"));
+    replace_new(reinterpret_cast<PyTypeObject*>(type.ptr()), &make_foreign_function, original_new);
 }
 
 }  // namespace
 
-void plan_async_exception() { adopt_when_imported("_ctypes", &adopt_ctypes); }
+void plan_async_exception() { adopt_when_imported("_ctypes", &adopt_ctypes, &release_ctypes); }
 
 }  // namespace gossamer::interpose

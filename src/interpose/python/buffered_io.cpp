@@ -147,15 +147,14 @@ PyObject* next(PyObject* self) {
     return exclusive(self, [&] { return original_next(self); });
 }
 
-/// Replaces the slot of `type` and of the subclasses that inherited it.
-void adopt_next_slots(PyTypeObject* type) {
-    type->tp_iternext = next;
+/// Replaces the slot of `type` and of the subclasses that have inherited it.
+void replace_next(PyTypeObject* type, iternextfunc old, iternextfunc replacement) {
+    if (type->tp_iternext == old) {
+        type->tp_iternext = replacement;
+    }
     const Ref subclasses = steal(PyObject_CallMethod(reinterpret_cast<PyObject*>(type), "__subclasses__", nullptr));
     for (Py_ssize_t index = 0; index < PyList_GET_SIZE(subclasses.ptr()); ++index) {
-        auto* subclass = reinterpret_cast<PyTypeObject*>(PyList_GET_ITEM(subclasses.ptr(), index));
-        if (subclass->tp_iternext == original_next) {
-            adopt_next_slots(subclass);
-        }
+        replace_next(reinterpret_cast<PyTypeObject*>(PyList_GET_ITEM(subclasses.ptr(), index)), old, replacement);
     }
 }
 
@@ -170,8 +169,24 @@ void adopt_next(PyObject* type_object) {
         cpython::raise(PyExc_ImportError, "gossamer cannot take over %R.__next__ in this Python", type_object);
     }
     original_next = type->tp_iternext;
-    adopt_next_slots(type);
+    replace_next(type, original_next, next);
     reinterpret_cast<PyWrapperDescrObject*>(wrapper.ptr())->d_wrapped = reinterpret_cast<void*>(&next);
+}
+
+void release_next(PyObject* type_object) {
+    replace_next(reinterpret_cast<PyTypeObject*>(type_object), next, original_next);
+    const Ref wrapper = steal(PyObject_GetAttrString(type_object, "__next__"));
+    void*& wrapped = reinterpret_cast<PyWrapperDescrObject*>(wrapper.ptr())->d_wrapped;
+    if (wrapped == reinterpret_cast<void*>(&next)) {
+        wrapped = reinterpret_cast<void*>(original_next);
+    }
+}
+
+void for_each_iterated_type(void (*visit)(PyObject* type)) {
+    const Ref module = steal(PyImport_ImportModule("_io"));
+    for (const char* name : {"BufferedReader", "BufferedRandom"}) {
+        visit(steal(PyObject_GetAttrString(module.ptr(), name)).ptr());
+    }
 }
 
 // ---- the owner word ----
@@ -219,12 +234,9 @@ void find_owner_word(PyObject* reader_type) {
 
 }  // namespace
 
-void adopt_buffered_types() {
-    const Ref module = steal(PyImport_ImportModule("_io"));
-    for (const char* name : {"BufferedReader", "BufferedRandom"}) {
-        adopt_next(steal(PyObject_GetAttrString(module.ptr(), name)).ptr());
-    }
-}
+void adopt_buffered_types() { for_each_iterated_type(&adopt_next); }
+
+void release_buffered_types() { for_each_iterated_type(&release_next); }
 
 void plan_buffered_io() {
     const Ref module = steal(PyImport_ImportModule("_io"));

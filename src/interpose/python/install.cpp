@@ -5,24 +5,31 @@
 
 #include <mutex>
 
+#include "cpython/error.hpp"
 #include "interpose/python/late_import.hpp"
 #include "interpose/python/method_table.hpp"
+#include "sched/hub.hpp"
 
 namespace gossamer::interpose {
 
 namespace {
 
-void install_all_but_late_imports() {
-    // Several threads may come here at once. Planning runs Python code under the mutex, and the GIL may change hands
-    // meanwhile: whoever waits for the mutex must be detached. None of that code comes back here.
+/// Held while tables change. Several threads may want it at once; its holder runs Python code, and the GIL may change
+/// hands meanwhile, so whoever waits for it is detached. None of that code comes back here.
+std::unique_lock<std::mutex> lock_tables() {
     static std::mutex mutex;
-    static bool is_planned = false;
     std::unique_lock lock(mutex, std::try_to_lock);
     if (!lock) {
         PyThreadState* tstate = PyEval_SaveThread();
         lock.lock();
         PyEval_RestoreThread(tstate);
     }
+    return lock;
+}
+
+void install_all_but_late_imports() {
+    const std::unique_lock lock = lock_tables();
+    static bool is_planned = false;
     adopt_socket_type();
     adopt_buffered_types();
     if (!is_planned) {
@@ -55,6 +62,20 @@ void install_all_but_late_imports() {
 void install() {
     install_all_but_late_imports();
     plan_imported();
+}
+
+void uninstall() {
+    const std::unique_lock lock = lock_tables();
+    bool is_in_use = false;
+    sched::Hub::for_each(PyInterpreterState_Get(), [&](sched::Hub& hub) { is_in_use |= hub.live_count() > 1; });
+    if (is_in_use) {
+        cpython::raise(PyExc_RuntimeError, "virtual threads run: who waits for them would not be woken any more");
+    }
+    uninstall_planned();
+    release_thread_ends();
+    release_socket_type();
+    release_buffered_types();
+    release_imported();
 }
 
 }  // namespace gossamer::interpose

@@ -23,17 +23,23 @@ void plan_input();
 void plan_signal();
 void plan_ssl();
 
-/// The part that is not shared by interpreters: each has a _socket.socket type, and a descriptor of its `__init__`.
+/// The parts that are not shared by interpreters, which each adopts when it installs and releases when it uninstalls: the
+/// descriptors of its _socket.socket type, the `__next__` of its buffered files, its OS threads that run already (3.12).
 void adopt_socket_type();
-/// The same: OS threads that run already (3.12).
-void adopt_thread_ends();
-
-/// The same for the `__next__` of the buffered files.
+void release_socket_type();
 void adopt_buffered_types();
+void release_buffered_types();
+void adopt_thread_ends();
+void release_thread_ends() noexcept;
 
 /// Swaps the tables, which serve every interpreter, unless they are swapped already, and adopts what this interpreter has of
 /// its own. Throws ErrorSet. Python: attached.
 void install();
+
+/// Puts back the tables, for every interpreter, and what the calling interpreter has of its own. Another interpreter's own
+/// slots stay ours until it uninstalls: they find no virtual thread and call the originals. Throws ErrorSet, RuntimeError
+/// while virtual threads run. Python: attached.
+void uninstall();
 
 /// Whether a default `threading.excepthook` reported an error that nobody else took.
 bool was_error_lost() noexcept;

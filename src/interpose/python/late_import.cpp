@@ -26,7 +26,9 @@ PyCFunction original_exec_builtin = nullptr;
 struct LatePlan {
     const char* name;
     void (*plan)(PyObject* module);
-    bool is_for_each_interpreter = false;
+    void (*release)(PyObject* module) = nullptr;
+
+    bool is_for_each_interpreter() const noexcept { return release != nullptr; }
 };
 
 /// What is not planned yet; no Python runs under the mutex.
@@ -50,7 +52,7 @@ public:
             return std::nullopt;
         }
         const LatePlan plan = *found;
-        if (!plan.is_for_each_interpreter) {
+        if (!plan.is_for_each_interpreter()) {
             plans_.erase(found);
         }
         return plan;
@@ -76,7 +78,7 @@ void plan_for(PyObject* module, std::string_view name) {
     try {
         plan->plan(module);
     } catch (const cpython::ErrorSet&) {
-        if (!plan->is_for_each_interpreter) {
+        if (!plan->is_for_each_interpreter()) {
             LatePlans::instance().add(*plan);
         }
         throw;
@@ -101,6 +103,16 @@ PyObject* after_exec(PyObject* result, PyObject* module) noexcept {
     });
 }
 
+/// The module if this interpreter has imported it; else empty. Throws ErrorSet.
+Ref imported_module(const char* name) {
+    const Ref text = steal(PyUnicode_FromString(name));
+    Ref module = Ref::steal_or_null(PyImport_GetModule(text.ptr()));
+    if (!module && PyErr_Occurred()) {
+        throw cpython::ErrorSet{};
+    }
+    return module;
+}
+
 PyObject* exec_dynamic(PyObject* self, PyObject* module) {
     return after_exec(original_exec_dynamic(self, module), module);
 }
@@ -113,8 +125,8 @@ PyObject* exec_builtin(PyObject* self, PyObject* module) {
 
 void plan_when_imported(const char* name, void (*plan)(PyObject* module)) { LatePlans::instance().add({name, plan}); }
 
-void adopt_when_imported(const char* name, void (*adopt)(PyObject* module)) {
-    LatePlans::instance().add({name, adopt, true});
+void adopt_when_imported(const char* name, void (*adopt)(PyObject* module), void (*release)(PyObject* module)) {
+    LatePlans::instance().add({name, adopt, release});
 }
 
 void plan_late_imports() {
@@ -127,12 +139,19 @@ void plan_late_imports() {
 
 void plan_imported() {
     for (const LatePlan& late : LatePlans::instance().all()) {
-        const Ref name = steal(PyUnicode_FromString(late.name));
-        const Ref module = Ref::steal_or_null(PyImport_GetModule(name.ptr()));
-        if (module) {
+        if (const Ref module = imported_module(late.name)) {
             plan_for(module.ptr(), late.name);
-        } else if (PyErr_Occurred()) {
-            throw cpython::ErrorSet{};
+        }
+    }
+}
+
+void release_imported() {
+    for (const LatePlan& late : LatePlans::instance().all()) {
+        if (!late.is_for_each_interpreter()) {
+            continue;
+        }
+        if (const Ref module = imported_module(late.name)) {
+            late.release(module.ptr());
         }
     }
 }

@@ -20,14 +20,17 @@ namespace gossamer::interpose {
 /// Thread: any. Python: attached.
 void plan_when_imported(const char* name, void (*plan)(PyObject* module));
 
-/// Remembers to call `adopt(module)` in every interpreter that imports the extension module `name`, a literal.
-/// Thread: any. Python: attached.
-void adopt_when_imported(const char* name, void (*adopt)(PyObject* module));
+/// Remembers to call `adopt(module)` in every interpreter that imports the extension module `name`, a literal, and
+/// `release(module)` when it uninstalls. Thread: any. Python: attached.
+void adopt_when_imported(const char* name, void (*adopt)(PyObject* module), void (*release)(PyObject* module));
 
 /// Plans the swap of `_imp`'s two functions. Throws ErrorSet.
 void plan_late_imports();
 
 /// Plans and swaps for the modules that are imported already; the tables are swapped. Throws ErrorSet.
 void plan_imported();
+
+/// Releases what the calling interpreter has adopted. Throws ErrorSet.
+void release_imported();
 
 }  // namespace gossamer::interpose

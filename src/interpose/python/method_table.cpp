@@ -99,7 +99,7 @@ void install_planned() noexcept {
     }
 }
 
-void uninstall_all() noexcept {
+void uninstall_planned() noexcept {
     const std::lock_guard lock(swaps_mutex);
     installed = false;
     for (const Swap& swap : swaps()) {

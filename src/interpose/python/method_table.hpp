@@ -42,7 +42,7 @@ struct PackedArguments {
 void install_planned() noexcept;
 
 /// Puts every original back. Python: attached.
-void uninstall_all() noexcept;
+void uninstall_planned() noexcept;
 
 /// Whether the tables are swapped.
 bool is_installed() noexcept;

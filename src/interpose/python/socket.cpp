@@ -428,17 +428,33 @@ PyObject* call_sendall(PyObject* descriptor, PyObject* const* args, std::size_t 
                           : sendall_array(*hub, args[0], args + 1, 1);
 }
 
-void adopt_call(PyObject* type, const char* name, vectorcallfunc function, vectorcallfunc& original) {
+/// What `type` has of its own under `name`, which must be of the type `kind`. Borrowed. Throws ErrorSet, ImportError.
+PyObject* descriptor_of(PyObject* type, const char* name, PyTypeObject& kind) {
     PyObject* dict = PyType_GetDict(reinterpret_cast<PyTypeObject*>(type));
-    PyObject* method = PyDict_GetItemString(dict, name);
+    PyObject* descriptor = PyDict_GetItemString(dict, name);
     Py_DECREF(dict);
-    if (method == nullptr || !Py_IS_TYPE(method, &PyMethodDescr_Type)) {
+    if (descriptor == nullptr || !Py_IS_TYPE(descriptor, &kind)) {
         cpython::raise(PyExc_ImportError, "gossamer cannot take over _socket.socket.%s in this Python", name);
     }
-    auto* descriptor = reinterpret_cast<PyMethodDescrObject*>(method);
-    if (descriptor->d_method->ml_flags == METH_VARARGS && descriptor->vectorcall != function) {
-        original = descriptor->vectorcall;  // CPython's own for METH_VARARGS, the same in every interpreter
-        descriptor->vectorcall = function;
+    return descriptor;
+}
+
+PyMethodDescrObject& method_descriptor(PyObject* type, const char* name) {
+    return *reinterpret_cast<PyMethodDescrObject*>(descriptor_of(type, name, PyMethodDescr_Type));
+}
+
+void adopt_call(PyObject* type, const char* name, vectorcallfunc function, vectorcallfunc& original) {
+    PyMethodDescrObject& descriptor = method_descriptor(type, name);
+    if (descriptor.d_method->ml_flags == METH_VARARGS && descriptor.vectorcall != function) {
+        original = descriptor.vectorcall;  // CPython's own for METH_VARARGS, the same in every interpreter
+        descriptor.vectorcall = function;
+    }
+}
+
+void release_call(PyObject* type, const char* name, vectorcallfunc function, vectorcallfunc original) {
+    PyMethodDescrObject& descriptor = method_descriptor(type, name);
+    if (descriptor.vectorcall == function) {
+        descriptor.vectorcall = original;
     }
 }
 
@@ -761,11 +777,14 @@ PyObject* init_wrapper(PyObject* self, PyObject* args, void* wrapped, PyObject* 
     return result;
 }
 
-wrapperbase replaced_init_base;  // process-wide, as the original is; set once
+// Process-wide, as the original is; set once.
+wrapperbase* original_init_base = nullptr;
+wrapperbase replaced_init_base;
 
 /// Our copy of what describes `__init__`'s slot; made at the first call.
-wrapperbase& replaced_base(const wrapperbase& original) noexcept {
+wrapperbase& replaced_base(wrapperbase& original) noexcept {
     if (original_init_wrapper == nullptr) {
+        original_init_base = &original;
         replaced_init_base = original;
         original_init_wrapper = reinterpret_cast<wrapperfunc_kwds>(reinterpret_cast<void (*)()>(original.wrapper));
         replaced_init_base.wrapper = reinterpret_cast<wrapperfunc>(reinterpret_cast<void (*)()>(&init_wrapper));
@@ -774,17 +793,22 @@ wrapperbase& replaced_base(const wrapperbase& original) noexcept {
     return replaced_init_base;
 }
 
+PyWrapperDescrObject& init_descriptor(PyObject* type) {
+    return *reinterpret_cast<PyWrapperDescrObject*>(descriptor_of(type, "__init__", PyWrapperDescr_Type));
+}
+
 void adopt_init(PyObject* type) {
-    PyObject* dict = PyType_GetDict(reinterpret_cast<PyTypeObject*>(type));
-    PyObject* init = PyDict_GetItemString(dict, "__init__");
-    Py_DECREF(dict);
-    if (init == nullptr || !Py_IS_TYPE(init, &PyWrapperDescr_Type)) {
-        cpython::raise(PyExc_ImportError, "gossamer cannot take over _socket.socket.__init__ in this Python");
-    }
     // Safety: d_base is only read; the copy is the same but for the wrapper that it names.
-    auto* descriptor = reinterpret_cast<PyWrapperDescrObject*>(init);
-    if (descriptor->d_base != &replaced_init_base) {
-        descriptor->d_base = &replaced_base(*descriptor->d_base);
+    PyWrapperDescrObject& descriptor = init_descriptor(type);
+    if (descriptor.d_base != &replaced_init_base) {
+        descriptor.d_base = &replaced_base(*descriptor.d_base);
+    }
+}
+
+void release_init(PyObject* type) {
+    PyWrapperDescrObject& descriptor = init_descriptor(type);
+    if (descriptor.d_base == &replaced_init_base) {
+        descriptor.d_base = original_init_base;
     }
 }
 
@@ -840,6 +864,14 @@ void adopt_socket_type() {
     adopt_init(type.ptr());
     adopt_call(type.ptr(), "recv", call_recv, original_call_recv);
     adopt_call(type.ptr(), "sendall", call_sendall, original_call_sendall);
+}
+
+void release_socket_type() {
+    const Ref module = steal(PyImport_ImportModule("_socket"));
+    const Ref type = steal(PyObject_GetAttrString(module.ptr(), "socket"));
+    release_init(type.ptr());
+    release_call(type.ptr(), "recv", call_recv, original_call_recv);
+    release_call(type.ptr(), "sendall", call_sendall, original_call_sendall);
 }
 
 }  // namespace gossamer::interpose

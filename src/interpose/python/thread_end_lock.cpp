@@ -89,6 +89,15 @@ void adopt_thread_ends() {
     }
 }
 
+void release_thread_ends() noexcept {
+    PyThreadState* tstate = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    for (; tstate != nullptr; tstate = PyThreadState_Next(tstate)) {
+        if (tstate->on_delete == &release_and_wake) {
+            tstate->on_delete = original_on_delete;
+        }
+    }
+}
+
 }  // namespace gossamer::interpose
 
 #endif

@@ -224,6 +224,8 @@ void keep_thread_alive_after_fork(sched::VirtualThread& thread) noexcept {
 
 void adopt_thread_ends() {}
 
+void release_thread_ends() noexcept {}
+
 void plan_thread_end(PyObject* thread_module) {
     const Ref type = steal(PyObject_GetAttrString(thread_module, "_ThreadHandle"));
     find_handle_words(thread_module, type.ptr());
