@@ -280,27 +280,47 @@ const char* status_name(sched::ThreadStatus status) noexcept {
     GS_UNREACHABLE();
 }
 
-/// threads(): a tuple for each virtual thread of this hub: (ident, status, what it waits for, descriptor, is main,
-/// is daemon, is scoped, task or None, age in seconds, innermost frame or None).
+/// The innermost frame of a virtual thread, which may be another carrier's; empty if it has none.
+Ref frame_of(VirtualThread& thread) {
+    Hub& hub = thread.hub();
+    const bool is_running = &thread == &hub.running();
+    return cpython::frame_object(hub.tstate(),
+                                 is_running ? cpython::running_frame(hub.tstate()) : thread.state.parked_frame());
+}
+
+Ref describe(VirtualThread& thread) {
+    const Ref frame = frame_of(thread);
+    const bool waits = thread.status == sched::ThreadStatus::kParked;
+    return steal(Py_BuildValue(
+        "(ksziOOOOdkO)", thread.ident(), status_name(thread.status),
+        waits ? thread.wait_note.what : nullptr, waits ? thread.wait_note.fd : -1,
+        &thread == &thread.hub().main() ? Py_True : Py_False, thread.is_daemon ? Py_True : Py_False,
+        thread.is_scoped ? Py_True : Py_False, thread.object == nullptr ? Py_None : thread.object,
+        std::chrono::duration<double>(core::coarse_now() - thread.born).count(), thread.hub().os_ident(),
+        frame ? frame.ptr() : Py_None));
+}
+
+/// threads(): a tuple for each virtual thread of the interpreter, the caller's carrier first: (ident, status, what it
+/// waits for, descriptor, is main, is daemon, is scoped, task or None, age in seconds, the carrier's ident,
+/// innermost frame or None).
 PyObject* threads(PyObject*, PyObject*) {
     return guarded<PyObject*>(nullptr, [] {
-        Hub& hub = current_hub();
         Ref list = steal(PyList_New(0));
-        core::IntrusiveList<VirtualThread>& roster = hub.roster();
-        for (VirtualThread* thread = roster.front(); thread != nullptr; thread = roster.next_of(*thread)) {
-            const bool is_running = thread == &hub.running();
-            const Ref frame = is_running ? cpython::borrow(reinterpret_cast<PyObject*>(PyEval_GetFrame()))
-                                         : cpython::frame_object(hub.tstate(), thread->state.parked_frame());
-            const bool waits = thread->status == sched::ThreadStatus::kParked;
-            const Ref entry = steal(Py_BuildValue(
-                "(ksziOOOOdO)", thread->ident(), status_name(thread->status), waits ? thread->wait_note.what : nullptr,
-                waits ? thread->wait_note.fd : -1, thread == &hub.main() ? Py_True : Py_False,
-                thread->is_daemon ? Py_True : Py_False, thread->is_scoped ? Py_True : Py_False,
-                thread->object == nullptr ? Py_None : thread->object,
-                std::chrono::duration<double>(core::coarse_now() - thread->born).count(),
-                frame ? frame.ptr() : Py_None));
-            cpython::check(PyList_Append(list.ptr(), entry.ptr()));
+        const auto add_all = [&list](Hub& hub) {
+            core::IntrusiveList<VirtualThread>& roster = hub.roster();
+            for (VirtualThread* thread = roster.front(); thread != nullptr; thread = roster.next_of(*thread)) {
+                cpython::check(PyList_Append(list.ptr(), describe(*thread).ptr()));
+            }
+        };
+        Hub* own = Hub::current();
+        if (own != nullptr) {
+            add_all(*own);
         }
+        Hub::for_each(PyInterpreterState_Get(), [own, &add_all](Hub& hub) {
+            if (&hub != own) {
+                add_all(hub);
+            }
+        });
         return list.release();
     });
 }

@@ -26,7 +26,8 @@ class ThreadSnapshot(NamedTuple):
     waits_for: str | None
     descriptor: int | None  # waited for
     age: float  # seconds since it was made, to 4 ms
-    is_main: bool
+    carrier: int  # threading.get_ident() of the OS thread that it runs on
+    is_main: bool  # of its carrier
     is_daemon: bool  # nobody waits for it at the end of the program
     task: _core.Task[Any] | None
     stack: list[FrameSummary]  # oldest call first, without Gossamer's own
@@ -42,21 +43,20 @@ class ThreadSnapshot(NamedTuple):
 
 
 def snapshot() -> list[ThreadSnapshot]:
-    """Return what each virtual thread of this OS thread does, oldest first; empty on an ordinary thread."""
-    if not _core.is_virtual():
-        return []
+    """Return what each virtual thread does, this OS thread's first, each carrier's oldest first."""
     from traceback import StackSummary, walk_stack
 
     threading = sys.modules.get("threading")
     python_threads = dict(threading._active) if threading else {}
     result = []
-    for ident, status, what, fd, is_main, is_daemon, is_scoped, task, age, frame in _core.threads():
+    for ident, status, what, fd, is_main, is_daemon, is_scoped, task, age, carrier, frame in _core.threads():
         stack = StackSummary.extract(walk_stack(frame)) if frame is not None else []
         stack.reverse()
         result.append(
             ThreadSnapshot(
                 ident=ident,
                 name=_name(python_threads.get(ident), task, is_main),
+                carrier=carrier,
                 state=status,
                 waits_for=what,
                 descriptor=fd if fd >= 0 else None,
@@ -72,14 +72,17 @@ def snapshot() -> list[ThreadSnapshot]:
 
 def _name(thread: object, task: _core.Task[Any] | None, is_main: bool) -> str:
     if is_main:
-        return "main"
+        import threading
+
+        is_of_program = thread is None or thread is threading.main_thread()
+        return "main" if is_of_program else f"main of {thread._name}"  # type: ignore[attr-defined]
     if task is not None:
         return task._name or "a task that has ended"
     return getattr(thread, "_name", None) or "a thread of _thread.start_new_thread()"
 
 
 def dump(*, file: TextIO | None = None) -> None:
-    """Print what each virtual thread of this OS thread does: its age, what it waits for, its Python stack.
+    """Print what each virtual thread does, on every carrier: its age, what it waits for, its Python stack.
 
     Args:
         file: Where to; None: standard error.
@@ -87,12 +90,14 @@ def dump(*, file: TextIO | None = None) -> None:
     print(describe_threads(), file=sys.stderr if file is None else file, flush=True)
 
 
-def describe_threads() -> str:
-    """One paragraph a virtual thread."""
-    threads = snapshot()
+def describe_threads(*, carrier: int | None = None) -> str:
+    """One paragraph a virtual thread; of one carrier, or of all."""
+    threads = [thread for thread in snapshot() if carrier in (None, thread.carrier)]
     if not threads:
-        return "gossamer: no virtual threads on this OS thread"
-    return "\n\n".join([f"gossamer: {len(threads)} virtual threads", *map(str, threads)])
+        return "gossamer: no virtual threads"
+    carriers = len({thread.carrier for thread in threads})
+    head = f"gossamer: {len(threads)} virtual threads" + (f" on {carriers} carriers" if carriers > 1 else "")
+    return "\n\n".join([head, *map(str, threads)])
 
 
 def describe_waits(main_waits_for: str) -> str:

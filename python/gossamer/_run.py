@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _thread
 import sys
 from types import CoroutineType
 
@@ -64,8 +65,9 @@ def _end_the_rest(grace: float) -> None:
     if left:
         from gossamer._dump import describe_threads
 
+        threads = describe_threads(carrier=_thread.get_ident())  # this is the main virtual thread
         print(
-            f"gossamer: {left} virtual threads did not end in {grace} s and are abandoned:\n{describe_threads()}",
+            f"gossamer: {left} virtual threads did not end in {grace} s and are abandoned:\n{threads}",
             file=sys.stderr,
         )
 

@@ -68,10 +68,15 @@ void FiberState::restore_rare(PyThreadState& tstate) noexcept {
     }
 }
 
-void FiberState::set_async_exception(PyObject* exception) {
+PyObject* FiberState::set_async_exception(PyObject* exception) {
     need_rare();
-    PyObject* old = std::exchange(rare_->async_exc, Py_XNewRef(exception));
-    Py_XDECREF(old);
+    return std::exchange(rare_->async_exc, Py_XNewRef(exception));
+}
+
+PyObject* FiberState::set_async_exception_of(PyThreadState& tstate, PyObject* exception) noexcept {
+    PyObject* old = std::exchange(tstate.async_exc, Py_XNewRef(exception));
+    VersionState::signal_async_exception(tstate);
+    return old;
 }
 
 PyObject* FiberState::handled_exception() const noexcept {
@@ -83,29 +88,64 @@ PyObject* FiberState::handled_exception() const noexcept {
     return nullptr;
 }
 
-// The interpreter counts the threads that are traced, and what it instruments follows from the count: so its own function
-// sets the words, while they stand in the running thread state.
+// The interpreter counts the threads that are traced, and what it instruments follows from the count.
+#ifdef Py_GIL_DISABLED
+
+namespace {
+
+/// Exchanges the words and corrects the count: the interpreter's own function would stop the world, which is stopped.
+PyObject* exchange(Py_tracefunc& function_word, PyObject*& object_word, Py_ssize_t& count, Py_tracefunc function,
+                   PyObject* argument) noexcept {
+    count += (function != nullptr ? 1 : 0) - (function_word != nullptr ? 1 : 0);
+    function_word = function;
+    return std::exchange(object_word, Py_XNewRef(argument));
+}
+
+}  // namespace
+
 PyObject* FiberState::set_trace(PyThreadState& tstate, Py_tracefunc function, PyObject* argument) {
     need_rare();
-    PyObject* old = Py_XNewRef(rare_->trace_object);
-    std::swap(tstate.c_tracefunc, rare_->trace_function);
-    std::swap(tstate.c_traceobj, rare_->trace_object);
-    PyEval_SetTrace(function, argument);
-    std::swap(tstate.c_tracefunc, rare_->trace_function);
-    std::swap(tstate.c_traceobj, rare_->trace_object);
-    return old;
+    return exchange(rare_->trace_function, rare_->trace_object, tstate.interp->sys_tracing_threads, function, argument);
 }
 
 PyObject* FiberState::set_profile(PyThreadState& tstate, Py_tracefunc function, PyObject* argument) {
     need_rare();
-    PyObject* old = Py_XNewRef(rare_->profile_object);
-    std::swap(tstate.c_profilefunc, rare_->profile_function);
-    std::swap(tstate.c_profileobj, rare_->profile_object);
-    PyEval_SetProfile(function, argument);
-    std::swap(tstate.c_profilefunc, rare_->profile_function);
-    std::swap(tstate.c_profileobj, rare_->profile_object);
+    return exchange(rare_->profile_function, rare_->profile_object, tstate.interp->sys_profiling_threads, function,
+                    argument);
+}
+
+#else
+
+namespace {
+
+/// Sets by `set`, the interpreter's own function, with the words of a fiber in the running thread state meanwhile.
+template <typename Set>
+PyObject* set_for(Set set, Py_tracefunc& function_word, PyObject*& object_word, Py_tracefunc& running_function,
+                  PyObject*& running_object, Py_tracefunc function, PyObject* argument) noexcept {
+    PyObject* old = Py_XNewRef(object_word);
+    std::swap(running_function, function_word);
+    std::swap(running_object, object_word);
+    set(function, argument);
+    std::swap(running_function, function_word);
+    std::swap(running_object, object_word);
     return old;
 }
+
+}  // namespace
+
+PyObject* FiberState::set_trace(PyThreadState& tstate, Py_tracefunc function, PyObject* argument) {
+    need_rare();
+    return set_for(&PyEval_SetTrace, rare_->trace_function, rare_->trace_object, tstate.c_tracefunc, tstate.c_traceobj,
+                   function, argument);
+}
+
+PyObject* FiberState::set_profile(PyThreadState& tstate, Py_tracefunc function, PyObject* argument) {
+    need_rare();
+    return set_for(&PyEval_SetProfile, rare_->profile_function, rare_->profile_object, tstate.c_profilefunc,
+                   tstate.c_profileobj, function, argument);
+}
+
+#endif
 
 void FiberState::clear_thread_data(PyThreadState& tstate) noexcept {
     if (!has_rare(tstate, tstate.coroutine_origin_tracking_depth)) {

@@ -113,11 +113,15 @@ public:
     /// The innermost exception that the parked fiber handles; borrowed, null if none.
     PyObject* handled_exception() const noexcept;
 
-    /// Leaves an exception (or null) for this parked fiber, raised when it continues. Throws std::bad_alloc.
-    void set_async_exception(PyObject* exception);
+    /// Leaves an exception (or null) for this parked fiber, raised when it continues. Returns the one that was left before,
+    /// a reference of the caller's. Throws std::bad_alloc.
+    [[nodiscard]] PyObject* set_async_exception(PyObject* exception);
+    /// The same for the fiber that runs on `tstate`.
+    [[nodiscard]] static PyObject* set_async_exception_of(PyThreadState& tstate, PyObject* exception) noexcept;
 
     /// Sets the trace or profile function of this parked fiber. `tstate` is the caller's; nothing may switch meanwhile.
-    /// Returns the object that was set before. Throws std::bad_alloc.
+    /// Returns the object that was set before. In a free-threaded build the interpreter's events are set by the next
+    /// PyEval_SetTrace() or PyEval_SetProfile() of any thread. Throws std::bad_alloc.
     [[nodiscard]] PyObject* set_trace(PyThreadState& tstate, Py_tracefunc function, PyObject* argument);
     [[nodiscard]] PyObject* set_profile(PyThreadState& tstate, Py_tracefunc function, PyObject* argument);
     /// The coroutine origin tracking depth that a fiber starts with, the same for all of a hub: what differs is rare.

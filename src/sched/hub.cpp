@@ -152,30 +152,20 @@ void Hub::leave() noexcept {
 }
 
 std::vector<Hub*> Hub::of_interpreter(PyInterpreterState* interpreter) {
-#ifdef Py_GIL_DISABLED
-    Hub* own = current();
-    return own != nullptr && own->tstate_->interp == interpreter ? std::vector<Hub*>{own} : std::vector<Hub*>{};
-#else
     HubList& list = hub_list();
     const std::lock_guard lock(list.mutex);
     std::vector<Hub*> found;
     std::copy_if(list.hubs.begin(), list.hubs.end(), std::back_inserter(found),
                  [interpreter](Hub* hub) { return hub->tstate_->interp == interpreter; });
     return found;
-#endif
 }
 
-VirtualThread* Hub::find(PyInterpreterState* interpreter, unsigned long ident) {
-    VirtualThread* found = nullptr;
-    for_each(interpreter, [&](Hub& hub) {
-        for (VirtualThread* thread = hub.roster_.front(); thread != nullptr; thread = hub.roster_.next_of(*thread)) {
-            if (thread->ident_ == ident) {
-                found = thread;
-                return;
-            }
-        }
-    });
-    return found;
+VirtualThread* Hub::find(unsigned long ident) noexcept {
+    VirtualThread* thread = roster_.front();
+    while (thread != nullptr && thread->ident_ != ident) {
+        thread = roster_.next_of(*thread);
+    }
+    return thread;
 }
 
 core::StackPool& Hub::stack_pool(std::size_t stack_bytes) {
@@ -471,8 +461,13 @@ void Hub::ready_one_preempted() noexcept {
 
 void Hub::look_after_events() noexcept {
     attention_.store(false);
+    const bool was_deadlocked = was_deadlocked_.exchange(false);
     drain_mailbox();
     expire_timers();
+    if (was_deadlocked && ready_.is_empty() && preempted_.is_empty() && shuffled_.empty()) {
+        main_->is_deadlocked = true;  // unless another carrier's error has freed one of ours meanwhile
+        unpark(*main_);
+    }
     if (must_interrupt_main()) {
         unpark(*main_);
     }
@@ -498,9 +493,7 @@ bool Hub::must_interrupt_main() const noexcept {
 }
 
 void Hub::wait_for_work() {
-    if (is_deadlocked()) {
-        main_->is_deadlocked = true;
-        unpark(*main_);
+    if (has_found_deadlock()) {
         return;
     }
     const bool is_time_virtual = core::virtual_clock() != nullptr;
@@ -536,20 +529,90 @@ void Hub::wait_for_work() {
         pthread_sigmask(SIG_SETMASK, &previous, nullptr);
     }
     is_asleep_.store(false);
+    is_hopeless_.store(false);
 }
 
-bool Hub::is_deadlocked() noexcept {
-    if (!timers_.is_empty() || reactor_->waiter_count() > 0 || external_wakes_expected_ > 0 || !mailbox_.is_empty()) {
+/// Whether something else than a thread of the interpreter can wake one of ours.
+bool Hub::has_hope() noexcept {
+    return !timers_.is_empty() || reactor_->waiter_count() > 0 || external_wakes_expected_ > 0 ||
+           !mailbox_.is_empty() ||
+           (main_ident_ != 0 && (cpython::is_signal_pending() ||
+                                 cpython::has_program_signal_handler(default_int_handler, own_signal_handler)));
+}
+
+/// Whether there is no need to stop the world to see that a thread of the interpreter may do what is waited for.
+bool Hub::is_clearly_not_last() noexcept {
+#ifdef Py_GIL_DISABLED
+    HubList& list = hub_list();
+    const std::lock_guard lock(list.mutex);
+    std::ptrdiff_t carriers = 0;
+    for (const Hub* hub : list.hubs) {
+        if (hub->tstate_->interp == tstate_->interp) {
+            ++carriers;
+            if (!hub->is_hopeless_.load()) {
+                return true;
+            }
+        }
+    }
+    // Safety: of thread states only our own is read, beside the head of the list.
+    return carriers == 1 && (tstate_->next != nullptr || tstate_->interp->threads.head != tstate_);
+#else
+    return false;
+#endif
+}
+
+/// Whether a thread of the interpreter can do what is waited for: an OS thread that is not ours, or a carrier that has
+/// something to do. Inside while_others_stand().
+bool Hub::is_someone_awake(PyInterpreterState& interpreter) noexcept {
+    HubList& list = hub_list();
+    const std::lock_guard lock(list.mutex);
+    PyThreadState* tstate = nullptr;
+    while ((tstate = cpython::next_thread_state(interpreter, tstate)) != nullptr) {
+        const auto carrier = std::ranges::find(list.hubs, tstate, &Hub::tstate_);
+        // The mailbox first: whoever takes a letter has given up "hopeless" before.
+        if (carrier == list.hubs.end() || !(*carrier)->mailbox_.is_empty() || !(*carrier)->is_hopeless_.load()) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/// Has the main virtual thread of every carrier raise the error.
+void Hub::tell_of_deadlock(const PyInterpreterState& interpreter) noexcept {
+    HubList& list = hub_list();
+    const std::lock_guard lock(list.mutex);
+    for (Hub* hub : list.hubs) {
+        if (hub->tstate_->interp == &interpreter) {
+            hub->was_deadlocked_.store(true);
+            hub->attention_.store(true);
+            if (hub->is_asleep_.exchange(false)) {
+                hub->reactor_->wake_up();
+            }
+        }
+    }
+}
+
+/// Looks for a deadlock of all carriers, which the last one to fall asleep finds, and tells of it.
+bool Hub::has_found_deadlock() {
+    if (has_hope()) {
         return false;
     }
-    // An OS thread that is not ours may do what is waited for.
-    PyThreadState* other = PyInterpreterState_ThreadHead(tstate_->interp);
-    while (other == tstate_) {
-        other = PyThreadState_Next(other);
+    is_hopeless_.store(true);
+    if (is_clearly_not_last()) {
+        return false;
     }
-    return other == nullptr &&
-           !(main_ident_ != 0 && (cpython::is_signal_pending() ||
-                                  cpython::has_program_signal_handler(default_int_handler, own_signal_handler)));
+    PyInterpreterState& interpreter = *tstate_->interp;
+    bool is_found = false;
+    cpython::while_others_stand([&interpreter, &is_found] {
+        is_found = !is_someone_awake(interpreter);
+        if (is_found) {
+            tell_of_deadlock(interpreter);
+        }
+    });
+    if (is_found) {
+        is_hopeless_.store(false);
+    }
+    return is_found;
 }
 
 void Hub::forget_others_after_fork() {
@@ -587,6 +650,8 @@ void Hub::reset_after_fork() {
     new (&mailbox_) core::Mailbox;
     attention_.store(false);
     is_asleep_.store(false);
+    is_hopeless_.store(false);
+    was_deadlocked_.store(false);
     main_ = &self;
     self.is_daemon = false;
     if (main_ident_ != 0) {

@@ -24,6 +24,7 @@
 #include "core/relaxed_counter.hpp"
 #include "core/stack_pool.hpp"
 #include "core/timer_heap.hpp"
+#include "cpython/stopped_world.hpp"
 #include "sched/preemption.hpp"
 #include "sched/virtual_thread.hpp"
 
@@ -120,6 +121,8 @@ public:
 
     VirtualThread& running() noexcept { return *running_; }
     VirtualThread& main() noexcept { return *main_; }
+    /// The hub's own stack, which no virtual thread runs on.
+    VirtualThread& loop_thread() noexcept { return *loop_thread_; }
     core::TimerHeap& timers() noexcept { return timers_; }
     core::EpollReactor& reactor() noexcept { return *reactor_; }
     /// kReadBufferBytes for one system call's result, until the caller parks or runs Python.
@@ -138,17 +141,33 @@ public:
     /// Thread: any.
     std::uint64_t switch_count() const noexcept { return statistics_.switches.load(); }
 
-    /// Calls `visit` for every hub of `interpreter`. In a free-threaded build only for the caller's own: the others run.
-    /// Parks: no. Thread: any. Python: attached.
+    /// Calls `visit` for every hub of `interpreter`, while none of the others runs: see cpython::while_others_stand() for
+    /// what it may do. Throws ErrorSet. Parks: no. Thread: any. Python: attached.
     template <typename Visit>
     static void for_each(PyInterpreterState* interpreter, Visit visit) {
-        for (Hub* hub : of_interpreter(interpreter)) {
-            visit(*hub);
+        if (!of_interpreter(interpreter).empty()) {
+            cpython::while_others_stand([&] {
+                for (Hub* hub : of_interpreter(interpreter)) {
+                    visit(*hub);
+                }
+            });
         }
     }
 
-    /// The live virtual thread of `interpreter` with this identity, or null. Looks at each. Python: attached.
-    static VirtualThread* find(PyInterpreterState* interpreter, unsigned long ident);
+    /// Calls `visit` for the live virtual thread of `interpreter` with this identity, as for_each; looks at each. Returns
+    /// whether there is one.
+    template <typename Visit>
+    static bool visit_thread(PyInterpreterState* interpreter, unsigned long ident, Visit visit) {
+        bool is_found = false;
+        for_each(interpreter, [&](Hub& hub) {
+            VirtualThread* thread = is_found ? nullptr : hub.find(ident);
+            if (thread != nullptr) {
+                is_found = true;
+                visit(*thread);
+            }
+        });
+        return is_found;
+    }
 
     /// What pthread_self() is on the carrier.
     unsigned long os_ident() const noexcept { return tstate_->thread_id; }
@@ -229,7 +248,12 @@ private:
     VirtualThread* shuffled_ready() noexcept;
     bool advance_virtual_clock() noexcept;
     void ready_one_preempted() noexcept;
-    bool is_deadlocked() noexcept;
+    bool has_hope() noexcept;
+    bool is_clearly_not_last() noexcept;
+    static bool is_someone_awake(PyInterpreterState& interpreter) noexcept;
+    static void tell_of_deadlock(const PyInterpreterState& interpreter) noexcept;
+    bool has_found_deadlock();
+    VirtualThread* find(unsigned long ident) noexcept;
     Wake wake_reason(VirtualThread& self, Cancellable cancellable) noexcept;
 
     static std::atomic<unsigned long> main_thread_ident_;
@@ -268,6 +292,8 @@ private:
     core::Mailbox mailbox_;
     std::atomic<bool> attention_{false};
     std::atomic<bool> is_asleep_{false};
+    std::atomic<bool> is_hopeless_{false};   // asleep, and only another carrier can wake a virtual thread of it
+    std::atomic<bool> was_deadlocked_{false};  // another carrier found that none can
 };
 
 }  // namespace gossamer::sched

@@ -91,6 +91,7 @@ PyObject* scope_open(PyObject* self, PyObject* timeout) {
         }
         scope.was_entered = true;
         scope.owner = &owner;
+        scope.hub = hub;
         scope.requests_at_entry = owner.cancel_requests;
         owner.open_scopes.push_back(scope.open);
         if (delay.count() == 0) {
@@ -159,13 +160,15 @@ PyObject* scope_spawn(PyObject* self, PyTypeObject* defining_class, PyObject* co
 PyObject* scope_cancel(PyObject* self, PyObject*) {
     return guarded<PyObject*>(nullptr, [&] {
         ScopeObject& scope = as_scope(self);
-#ifdef Py_GIL_DISABLED
-        if (scope.owner != nullptr) {
-            hub_of(scope);
-        }
-#endif
-        if (scope.owner != nullptr) {
-            abort_scope(scope);
+        const auto abort_if_open = [&scope] {
+            if (scope.owner != nullptr) {
+                abort_scope(scope);
+            }
+        };
+        if (scope.hub == Hub::current()) {
+            abort_if_open();
+        } else {
+            cpython::while_others_stand(abort_if_open);
         }
         Py_RETURN_NONE;
     });

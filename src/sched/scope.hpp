@@ -28,6 +28,7 @@ struct ScopeTimer final : core::Timer {
 struct ScopeObject {
     PyObject ob_base;
     VirtualThread* owner;  // while it is entered; also null once the owner has ended inside
+    const Hub* hub;        // the owner's, once it was entered
     PyObject* failures;    // owned list of exceptions, or null
     PyObject* weak_references;
     Py_ssize_t live_tasks;

@@ -231,12 +231,16 @@ PyObject* task_await(PyObject* self) {
 }
 
 PyObject* task_cancel(PyObject* self, PyObject*) {
-    TaskObject& task = as_task(self);
-    const bool asked = !task.is_done;
-    if (asked) {
-        cancel_task(task);
-    }
-    return Py_NewRef(asked ? Py_True : Py_False);
+    return guarded<PyObject*>(nullptr, [&] {
+        TaskObject& task = as_task(self);
+        const bool asked = !task.is_done;
+        if (task.hub == Hub::current()) {
+            cancel_task(task);
+        } else if (asked) {
+            cpython::while_others_stand([&task] { cancel_task(task); });
+        }
+        return Py_NewRef(asked ? Py_True : Py_False);
+    });
 }
 
 PyObject* task_done(PyObject* self, PyObject*) { return Py_NewRef(as_task(self).is_done ? Py_True : Py_False); }
@@ -427,6 +431,7 @@ TaskObject* spawn_task(cpython::ModuleState& state, Hub& hub, PyObject* callable
         hub.spawn(Entry{.run = &run_task, .argument = &task, .context = context.release()}, stack_bytes);
     new (&task.sibling) core::ListHook;
     task.thread = &thread;
+    task.hub = &hub;
     task.callable = Py_NewRef(callable);
     task.args = arguments.release();
     task.kwargs = keywords.release();

@@ -21,6 +21,7 @@ struct ScopeObject;
 struct TaskObject {
     PyObject ob_base;
     VirtualThread* thread;  // null once it has ended
+    const Hub* hub;         // that it runs or ran on; never changes
     PyObject* callable;     // owned until it has returned
     PyObject* args;         // owned until it is called
     PyObject* kwargs;

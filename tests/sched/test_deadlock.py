@@ -3,6 +3,9 @@
 
 import asyncio
 import queue
+import subprocess
+import sys
+import textwrap
 import threading
 
 import gossamer as gs
@@ -139,3 +142,92 @@ def test_deadlock_of_many_names_some():
         settle()
 
     assert "... and 51 more" in str(deadlock_of(caught))
+
+
+CARRIERS = """
+import queue, threading
+import gossamer as gs
+
+def wait_for_ever(queue):
+    queue.get()
+
+def carry(name, is_up, gate):
+    try:
+        gs.run(wait_in_scope, is_up, gate)
+    except* gs.DeadlockError as group:
+        told[name] = str(group.exceptions[0])
+
+def wait_in_scope(is_up, gate):
+    with gs.scope() as scope:
+        scope.spawn(wait_for_ever, gate)
+        is_up.release()
+
+told = {}
+"""
+
+
+def run_program(program: str) -> list[str]:
+    """The lines that the program prints; it must end with exit code 0. A hang ends it with its stacks."""
+    watch = "import faulthandler; faulthandler.dump_traceback_later(60, exit=True)\n"
+    result = subprocess.run(
+        [sys.executable, "-c", watch + CARRIERS + textwrap.dedent(program)], capture_output=True, text=True, timeout=120
+    )
+    assert 0 == result.returncode, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_deadlock_of_two_carriers_is_raised_on_both():
+    assert ["{'main', 'other'}", "True True", "True"] == run_program("""
+        is_up = threading.Semaphore(0)
+        other = threading.Thread(target=carry, args=("other", is_up, queue.SimpleQueue()))
+        other.start()
+        is_up.acquire()
+        carry("main", is_up, queue.SimpleQueue())
+        other.join()
+        print({*told} if {*told} != {"main", "other"} else "{'main', 'other'}")
+        print(told["main"].count("wait_for_ever: SimpleQueue.get") == 2, "main of Thread-1 (carry)" in told["main"])
+        print("wait_for_ever" in told["other"])
+        """)
+
+
+def test_carrier_that_can_go_on_is_hope_for_another():
+    """Main waits for what the other carrier gives it once main's own virtual threads have all parked."""
+    assert ["given"] == run_program("""
+        gate, answer = queue.SimpleQueue(), queue.SimpleQueue()
+
+        def give():
+            gate.get()
+            threading.Event().wait(0.01)
+            answer.put("given")
+
+        def main():
+            gate.put(None)
+            return answer.get()
+
+        other = threading.Thread(target=gs.run, args=(give,))
+        other.start()
+        print(gs.run(main))
+        other.join()
+        """)
+
+
+def test_carriers_that_wake_each_other_are_no_deadlock():
+    assert ["10000"] == run_program("""
+        there, back = queue.SimpleQueue(), queue.SimpleQueue()
+
+        def echo():
+            while (item := there.get()) is not None:
+                back.put(item)
+
+        def main():
+            for item in range(10_000):
+                there.put(item)
+                back.get()
+            there.put(None)
+            return item + 1
+
+        other = threading.Thread(target=gs.run, args=(echo,))
+        other.start()
+        print(gs.run(main))
+        other.join()
+        """)

@@ -4,7 +4,6 @@
 import asyncio
 import gc
 import queue
-import sys
 import threading
 
 import gossamer as gs
@@ -402,9 +401,6 @@ def test_scope_of_another_os_thread_cannot_be_spawned_in():
         assert "another OS thread" in errors.get()
 
 
-@pytest.mark.skipif(
-    not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="a scope's tasks are its carrier's without the GIL"
-)
 @virtually
 def test_scope_can_be_cancelled_from_another_os_thread():
     with gs.scope() as scope:

@@ -33,16 +33,14 @@ constexpr const char* kSymbol = "PyThreadState_SetAsyncExc";
 /// What the C function does, for a virtual thread too. Returns how many threads it reached.
 int set_async_exception(unsigned long ident, PyObject* exception) {
     return guarded(-1, [&] {
-        VirtualThread* thread = Hub::find(PyInterpreterState_Get(), ident);
-        if (thread == nullptr) {
-            return PyThreadState_SetAsyncExc(ident, exception);
-        }
-        Hub& hub = thread->hub();
-        if (thread == &hub.running()) {
-            return PyThreadState_SetAsyncExc(hub.os_ident(), exception);
-        }
-        thread->state.set_async_exception(exception);
-        return 1;
+        Ref old;
+        const bool is_virtual = Hub::visit_thread(PyInterpreterState_Get(), ident, [&](VirtualThread& thread) {
+            Hub& hub = thread.hub();
+            const bool is_running = &thread == &hub.running();
+            old = Ref::steal_or_null(is_running ? cpython::FiberState::set_async_exception_of(hub.tstate(), exception)
+                                                : thread.state.set_async_exception(exception));
+        });
+        return is_virtual ? 1 : PyThreadState_SetAsyncExc(ident, exception);
     });
 }
 

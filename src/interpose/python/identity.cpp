@@ -78,8 +78,11 @@ Ref os_ident_of(PyObject* ident) {
         const unsigned long value = PyLong_AsUnsignedLong(ident);
         if (PyErr_Occurred()) {
             PyErr_Clear();
-        } else if (VirtualThread* thread = Hub::find(PyInterpreterState_Get(), value)) {
-            return steal(PyLong_FromUnsignedLong(thread->hub().os_ident()));
+        } else {
+            unsigned long os_ident = value;
+            Hub::visit_thread(PyInterpreterState_Get(), value,
+                              [&os_ident](VirtualThread& thread) { os_ident = thread.hub().os_ident(); });
+            return steal(PyLong_FromUnsignedLong(os_ident));
         }
     }
     return cpython::borrow(ident);

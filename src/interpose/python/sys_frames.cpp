@@ -82,10 +82,14 @@ void set_for_parked(SetFunction set, Py_tracefunc function, PyObject* argument) 
     }
     Hub::for_each(tstate.interp, [&](Hub& hub) {
         core::IntrusiveList<VirtualThread>& roster = hub.roster();
-        for (VirtualThread* thread = roster.front(); thread != nullptr; thread = roster.next_of(*thread)) {
-            if (thread != &hub.running()) {
-                old.push_back(Ref::steal_or_null((thread->state.*set)(tstate, function, argument)));
+        const auto set_unless_running = [&](VirtualThread& thread) {
+            if (&thread != &hub.running()) {
+                old.push_back(Ref::steal_or_null((thread.state.*set)(tstate, function, argument)));
             }
+        };
+        set_unless_running(hub.loop_thread());  // what the original found running may have been the hub
+        for (VirtualThread* thread = roster.front(); thread != nullptr; thread = roster.next_of(*thread)) {
+            set_unless_running(*thread);
         }
     });
     if (own != nullptr) {
@@ -93,12 +97,21 @@ void set_for_parked(SetFunction set, Py_tracefunc function, PyObject* argument) 
     }
 }
 
+#ifdef Py_GIL_DISABLED
+constexpr bool kMustSetOwnAgain = true;  // see FiberState::set_trace
+#else
+constexpr bool kMustSetOwnAgain = false;
+#endif
+
 PyObject* settrace_all_threads(PyObject* module, PyObject* function) {
     return guarded<PyObject*>(nullptr, [&] {
         Ref result = steal(original_settrace(module, function));
         PyThreadState& tstate = *PyThreadState_Get();
         const Ref argument = cpython::borrow(tstate.c_traceobj);
         set_for_parked(&cpython::FiberState::set_trace, tstate.c_tracefunc, argument.ptr());
+        if (kMustSetOwnAgain) {
+            PyEval_SetTrace(tstate.c_tracefunc, argument.ptr());
+        }
         return result.release();
     });
 }
@@ -109,6 +122,9 @@ PyObject* setprofile_all_threads(PyObject* module, PyObject* function) {
         PyThreadState& tstate = *PyThreadState_Get();
         const Ref argument = cpython::borrow(tstate.c_profileobj);
         set_for_parked(&cpython::FiberState::set_profile, tstate.c_profilefunc, argument.ptr());
+        if (kMustSetOwnAgain) {
+            PyEval_SetProfile(tstate.c_profilefunc, argument.ptr());
+        }
         return result.release();
     });
 }
