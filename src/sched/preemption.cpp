@@ -109,9 +109,14 @@ bool is_import_machinery(const PyCodeObject* code) noexcept {
     return code != nullptr && PyUnicode_CompareWithASCIIString(code->co_filename, "<frozen importlib._bootstrap>") == 0;
 }
 
+/// Whether the environment asks for another way than the usual one, as tests do.
+bool is_asked_for(const char* variable, const char* value) noexcept {
+    const char* given = std::getenv(variable);
+    return given != nullptr && std::strcmp(given, value) == 0;
+}
+
 core::WatchStart wanted_start() noexcept {
-    const char* name = std::getenv("GOSSAMER_WATCH_CLOCK");
-    return name != nullptr && std::strcmp(name, "wall") == 0 ? core::WatchStart::kWallTime : core::WatchStart::kCpuTime;
+    return is_asked_for("GOSSAMER_WATCH_CLOCK", "wall") ? core::WatchStart::kWallTime : core::WatchStart::kCpuTime;
 }
 
 }  // namespace
@@ -131,6 +136,9 @@ void Preemption::prepare() {
         PyEval_RestoreThread(tstate);
         check_ = pending_calls_.verify(hub_.tstate());
     }
+    if (is_asked_for("GOSSAMER_PREEMPTION", "monitoring")) {
+        check_ = Check::kFailed;
+    }
     if (!raw_io_type_) {
         const cpython::Ref io = cpython::steal(PyImport_ImportModule("_io"));
         const cpython::Ref imp = cpython::steal(PyImport_ImportModule("_imp"));
@@ -139,10 +147,18 @@ void Preemption::prepare() {
     }
 }
 
+bool Preemption::can_preempt() const noexcept { return check_ == Check::kPassed || monitoring_.has_begun(); }
+
 void Preemption::start() noexcept {
     was_started_ = true;
+    if (check_ == Check::kFailed && !cpython::guarded(false, [this] {
+            monitoring_.begin(event_callback);
+            return true;
+        })) {
+        PyErr_Clear();  // status() tells that there is none
+    }
     const core::Nanoseconds slice(slice_nanoseconds.load());
-    if (check_ != Check::kPassed || slice.count() <= 0) {
+    if (!can_preempt() || slice.count() <= 0) {
         return;
     }
     slot_ = take_slot();
@@ -164,6 +180,13 @@ void Preemption::stop() noexcept {
         give_slot_back(std::exchange(slot_, -1));
     }
     was_started_ = false;
+    if (monitoring_.has_begun()) {
+        bool is_shared = false;
+        Hub::for_each(hub_.tstate().interp, [this, &is_shared](Hub& hub) {
+            is_shared |= &hub != &hub_ && hub.preemption().monitoring_.has_begun();
+        });
+        monitoring_.end(is_shared);
+    }
 }
 
 void Preemption::reset_after_fork() noexcept {
@@ -211,16 +234,38 @@ int Preemption::run_request(void* ticket) noexcept {
 int Preemption::serve_request() noexcept {
     Slot& slot = slots[static_cast<std::size_t>(slot_)];
     const std::uint64_t asked_at = asked_at_switches_.load();
-    if (!slot.change(slot.generation(), Slot::kAsked, Slot::kIdle) || asked_at != hub_.switch_count() || !may_park()) {
+    if (!slot.change(slot.generation(), Slot::kAsked, Slot::kIdle) || asked_at != hub_.switch_count() || !may_park(0)) {
         return 0;
     }
-    const int saved_errno = errno;  // as where the interpreter gives up the GIL
     PyThreadState& tstate = hub_.tstate();
+    if (check_ != Check::kPassed) {
+        monitoring_.arm(reinterpret_cast<PyObject*>(cpython::code_of(*cpython::running_frame(tstate))), asked_at);
+        return 0;
+    }
     pending_calls_.give_up_mark(tstate);
-    hub_.preempt_running();
+    park();
     take_mark_back();
-    errno = saved_errno;
     return 0;
+}
+
+void Preemption::park() noexcept {
+    const int saved_errno = errno;  // as where the interpreter gives up the GIL
+    hub_.preempt_running();
+    errno = saved_errno;
+}
+
+PyMethodDef Preemption::event_callback = {"preempt", _PyCFunction_CAST(&Preemption::run_event), METH_FASTCALL, nullptr};
+
+/// An event of sys.monitoring: in code that some carrier of the interpreter has armed, or in any.
+PyObject* Preemption::run_event(PyObject*, PyObject* const*, Py_ssize_t) noexcept {
+    Hub* hub = Hub::current();
+    if (hub != nullptr) {
+        Preemption& self = hub->preemption();
+        if (self.monitoring_.disarm(hub->switch_count()) && self.may_park(1)) {
+            self.park();
+        }
+    }
+    Py_RETURN_NONE;
 }
 
 void Preemption::take_mark_back() noexcept {
@@ -232,10 +277,10 @@ void Preemption::take_mark_back() noexcept {
 
 /// Looked at only when a request has come. That C functions are between (a sort key, a generator under sum()) is no reason
 /// to wait: an OS thread is switched there too.
-bool Preemption::may_park() noexcept {
+bool Preemption::may_park(int callbacks) noexcept {
     const PyThreadState& tstate = hub_.tstate();
     return hub_.is_on_virtual_thread() && hub_.live_count() > 1 && hub_.running().no_switch_depth == 0 &&
-           tstate.tracing == 0 &&  // inside a trace or monitoring callback
+           tstate.tracing == callbacks &&  // else inside a trace or monitoring callback that is not ours
            tstate.current_exception == nullptr &&
            tstate.interp->gc.collecting == 0 &&  // a finaliser that parks would park the collector
            !is_in_bad_place();
@@ -290,9 +335,14 @@ const char* Preemption::status() {
     } else {
         check = hub->preemption().check_;
     }
+    const bool has_events = hub != nullptr && hub->preemption().monitoring_.has_begun();
     switch (check) {
         case Check::kFailed:
-            return "off: this interpreter keeps its pending calls elsewhere than the one Gossamer was built for";
+            if (hub == nullptr || has_events || !hub->preemption().was_started_) {
+                break;
+            }
+            return "off: this interpreter keeps its pending calls elsewhere than the one Gossamer was built for, and other "
+                   "tools have taken what sys.monitoring leaves free";
         case Check::kBusy:
             return "off: a pending call of others was running when Gossamer was entered";
         case Check::kPassed:
@@ -305,6 +355,9 @@ const char* Preemption::status() {
     if (self.Watch::number() == 0) {
         return self.was_started_ ? "off: no OS thread could be started for the watchdog"
                                  : "ready: starts with the first spawn";
+    }
+    if (has_events) {
+        return "on, by sys.monitoring: this interpreter keeps its pending calls elsewhere than the one Gossamer was built for";
     }
     return self.Watch::start() == core::WatchStart::kCpuTime
                ? "on"

@@ -8,6 +8,7 @@
 //   - The request runs on the carrier between two bytecodes (cpython/pending_calls.hpp), gives up the mark of pending
 //     calls, joins the hub's low-priority queue and switches to the hub. Continued, it takes the mark back and returns.
 //   - Where parking would do harm it does nothing, and the next tick asks again: may_park() has the list.
+//   - Where the mark is not known the request has an event call back, which parks (sched/monitoring_preemption.hpp).
 //
 // A request lies in the interpreter's queue for as long as it likes, and may be popped by another OS thread of the
 // interpreter, so it names its carrier by a *ticket*: a slot of a static table and a generation. One that is stale, or that
@@ -25,6 +26,7 @@
 #include "core/watchdog.hpp"
 #include "cpython/pending_calls.hpp"
 #include "cpython/ref.hpp"
+#include "sched/monitoring_preemption.hpp"
 
 namespace gossamer::sched {
 
@@ -74,15 +76,20 @@ private:
 
     static void tick(core::Watch& watch, core::TickKind kind) noexcept;
     static int run_request(void* ticket) noexcept;
+    static PyObject* run_event(PyObject*, PyObject* const* args, Py_ssize_t count) noexcept;
+    static PyMethodDef event_callback;
     void ask() noexcept;
     int serve_request() noexcept;
-    bool may_park() noexcept;
+    void park() noexcept;
+    bool may_park(int callbacks) noexcept;
+    bool can_preempt() const noexcept;
     bool is_in_bad_place() noexcept;
 
     Hub& hub_;
     cpython::PendingCalls pending_calls_;
     cpython::PendingCalls::Check check_ = cpython::PendingCalls::Check::kBusy;
     bool was_started_ = false;
+    MonitoringPreemption monitoring_;
     cpython::Ref raw_io_type_;       // _io._RawIOBase
     cpython::Ref import_lock_held_;  // _imp.lock_held
 
