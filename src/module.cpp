@@ -101,9 +101,10 @@ PyObject* leave(PyObject*, PyObject*) {
     });
 }
 
-PyObject* uninstall(PyObject*, PyObject*) {
-    return guarded<PyObject*>(nullptr, [] {
+PyObject* uninstall(PyObject* module, PyObject*) {
+    return guarded<PyObject*>(nullptr, [&] {
         interpose::uninstall();
+        Py_CLEAR(cpython::state_of_module(module).threading_names);  // entering again adopts it again
         Py_RETURN_NONE;
     });
 }

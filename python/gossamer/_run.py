@@ -35,7 +35,9 @@ def enter(*, virtual_threads: bool) -> None:
 def uninstall() -> None:
     """Put back every function that entering has replaced; RuntimeError while virtual threads run."""
     _core.uninstall()
-    _thread_objects.uninstall()
+    objects = sys.modules.get("gossamer._thread_objects")
+    if objects is not None:
+        objects.uninstall()
 
 
 def leave(grace: float) -> None:
