@@ -299,6 +299,13 @@ Wake Hub::wake_reason(VirtualThread& self, Cancellable cancellable) noexcept {
             return Wake::kFailed;
         }
     }
+    // relaxed: who set it woke this thread afterwards.
+    if (self.is_interrupted.load(std::memory_order_relaxed) && cancellable != Cancellable::kNothing) {
+        self.is_interrupted.store(false);
+        if (PyErr_CheckSignals() < 0) {
+            return Wake::kFailed;
+        }
+    }
     if (std::exchange(self.is_deadlocked, false)) {
         ++statistics_.deadlocks;
         raise_deadlock(*this);

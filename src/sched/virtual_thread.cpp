@@ -20,6 +20,11 @@ void VirtualThread::request_cancellation() noexcept {
     wake();
 }
 
+void VirtualThread::interrupt() noexcept {
+    is_interrupted.store(true);
+    wake();
+}
+
 unsigned VirtualThread::request_scope_cancellation() noexcept {
     ++cancel_requests;
     ++unraised_cancellations;
@@ -49,6 +54,7 @@ void VirtualThread::reset_for_next_tenant() noexcept {
     exceptions = {};
     is_timed_out = is_uninterruptible = is_deadlocked = false;
     has_cancellation.store(false);
+    is_interrupted.store(false);
     cancel_requests = unraised_cancellations = 0;
     cancellations_raised = 0;
     is_daemon = true;

@@ -87,6 +87,10 @@ public:
     bool is_finished() const noexcept { return status == ThreadStatus::kFinished; }
     Hub& hub() const noexcept { return *hub_; }
 
+    /// Does to its wait what a signal does to a system call: the wait looks for what came meanwhile, and goes on. From 3.15 on
+    /// that raises an asynchronous exception. Not for the main one, whose waits signals end by themselves. Thread: any.
+    void interrupt() noexcept;
+
     /// Asks for a cancellation from outside: raised once, at the park or at the next one. Thread: any.
     void request_cancellation() noexcept;
     /// The same on behalf of a scope that the thread is inside of, which withdraws it when it is left. Returns a stamp for
@@ -111,6 +115,7 @@ public:
     ThreadStatus status = ThreadStatus::kReady;
     bool is_timed_out = false;
     std::atomic<bool> has_cancellation{false};  // any thread
+    std::atomic<bool> is_interrupted{false};    // any thread
     int cancel_requests = 0;                    // raised or not; a scope withdraws its own
     int unraised_cancellations = 0;             // of scopes
     unsigned cancellations_raised = 0;

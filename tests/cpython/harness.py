@@ -62,9 +62,7 @@ class File:
 
 FILES = {
     "test_thread": File(),
-    # Left out (3.15): it sets an asynchronous exception from C, which reaches OS threads only, and where that does not end
-    # the thread it goes on to sleep for a day.
-    "test_threading": File(has_children=True, alone=True, ignore=("test_PyThreadState_SetAsyncExc_interrupts_sleep",)),
+    "test_threading": File(has_children=True, alone=True),
     "test_threading_local": File(),
     "test_queue": File(),
     "test_time": File(alone=True),

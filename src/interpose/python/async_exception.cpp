@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// PyThreadState_SetAsyncExc for virtual threads. Debuggers, test tools and `stopit`-like libraries call it through
+// PyThreadState_SetAsyncExc for virtual threads. Extension modules call it by its name: their calls are redirected
+// (interpose/libc/relocation_table.hpp). Debuggers, test tools and `stopit`-like libraries call it through
 // `ctypes.pythonapi`, which looks the C symbol up in the executable, where nothing of ours can stand before it. So the
 // look-up is answered instead: `ctypes` makes a foreign function by `_FuncPtr((name, library))`, that is by the tp_new of
 // `_ctypes.CFuncPtr`; ours, when asked for this one name, makes one of our function's address. Classes made from CFuncPtr
 // inherit the slot when they are made; those that exist already are changed too.
 //
-// `_ctypes` may be imported at any time (late_import.hpp). C code that calls the symbol itself still reaches OS threads only.
+// `_ctypes` may be imported at any time, as may an extension module that calls the symbol (late_import.hpp).
 #include "cpython/api.hpp"
 
 #include "cpython/ref.hpp"
 #include <string_view>
 
+#include "interpose/libc/relocation_table.hpp"
 #include "interpose/python/install.hpp"
 #include "interpose/python/late_import.hpp"
 #include "interpose/python/method_table.hpp"
@@ -42,6 +44,12 @@ int set_async_exception(unsigned long ident, PyObject* exception) {
         });
         return is_virtual ? 1 : PyThreadState_SetAsyncExc(ident, exception);
     });
+}
+
+SymbolRedirection& redirection() noexcept {
+    static SymbolRedirection redirection(kSymbol, reinterpret_cast<void*>(&PyThreadState_SetAsyncExc),
+                                         reinterpret_cast<void*>(&set_async_exception));
+    return redirection;
 }
 
 /// Whether `args` asks for the symbol in a library: `((name, library),)`. The name may be bytes, or an ordinary string.
@@ -92,6 +100,10 @@ void release_ctypes(PyObject* module) {
 }
 
 }  // namespace
+
+void redirect_calls_in_new_objects() noexcept { redirection().redirect_in_new_objects(); }
+
+void restore_calls() noexcept { redirection().restore(); }
 
 void plan_async_exception() { adopt_when_imported("_ctypes", &adopt_ctypes, &release_ctypes); }
 

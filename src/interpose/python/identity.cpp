@@ -72,21 +72,25 @@ PyObject* set_name(PyObject* module, PyObject* const* args, Py_ssize_t count, Py
     Py_RETURN_NONE;
 }
 
+/// Calls `visit` for the virtual thread of that identity, as Hub::visit_thread; what is no identity is nobody's.
+template <typename Visit>
+void visit_thread(PyObject* ident, Visit visit) {
+    if (!PyLong_Check(ident)) {
+        return;
+    }
+    const unsigned long value = PyLong_AsUnsignedLong(ident);
+    if (PyErr_Occurred()) {
+        PyErr_Clear();
+        return;
+    }
+    Hub::visit_thread(PyInterpreterState_Get(), value, visit);
+}
+
 /// `ident` with a virtual thread's identity replaced by its carrier's; what is no identity is left to the original.
 Ref os_ident_of(PyObject* ident) {
-    if (PyLong_Check(ident)) {
-        const unsigned long value = PyLong_AsUnsignedLong(ident);
-        if (PyErr_Occurred()) {
-            PyErr_Clear();
-        } else {
-            unsigned long os_ident = value;
-            Hub::visit_thread(PyInterpreterState_Get(), value,
-                              [&os_ident](VirtualThread& thread) { os_ident = thread.hub().os_ident(); });
-            return steal(PyLong_FromUnsignedLong(os_ident));
-        }
-    }
-    return cpython::borrow(ident);
-}
+    unsigned long os_ident = 0;
+    visit_thread(ident, [&os_ident](VirtualThread& thread) { os_ident = thread.hub().os_ident(); });
+    return os_ident == 0 ? cpython::borrow(ident) : steal(PyLong_FromUnsignedLong(os_ident));}
 
 PyObject* pthread_kill(PyObject* module, PyObject* const* args, Py_ssize_t count) {
     return guarded<PyObject*>(nullptr, [&] {
@@ -96,11 +100,16 @@ PyObject* pthread_kill(PyObject* module, PyObject* const* args, Py_ssize_t count
         }
         const Ref ident = os_ident_of(args[0]);
         PyObject* const arguments[] = {ident.ptr(), args[1]};
-        PyObject* result = original(module, arguments, count);
+        Ref result = steal(original(module, arguments, count));
+        visit_thread(args[0], [](VirtualThread& thread) {
+            if (!thread.is_main()) {
+                thread.interrupt();
+            }
+        });
         if (Hub* hub = Hub::current()) {
             hub->look_soon();
         }
-        return result;
+        return result.release();
     });
 }
 

@@ -61,6 +61,7 @@ void install_all_but_late_imports() {
 
 void install() {
     install_all_but_late_imports();
+    redirect_calls_in_new_objects();
     plan_imported();
 }
 
@@ -72,6 +73,7 @@ void uninstall() {
         cpython::raise(PyExc_RuntimeError, "virtual threads run: who waits for them would not be woken any more");
     }
     uninstall_planned();
+    restore_calls();
     release_thread_ends();
     release_socket_type();
     release_buffered_types();

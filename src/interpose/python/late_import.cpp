@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpython/ref.hpp"
+#include "interpose/python/install.hpp"
 #include "interpose/python/method_table.hpp"
 
 namespace gossamer::interpose {
@@ -114,6 +115,7 @@ Ref imported_module(const char* name) {
 }
 
 PyObject* exec_dynamic(PyObject* self, PyObject* module) {
+    redirect_calls_in_new_objects();
     return after_exec(original_exec_dynamic(self, module), module);
 }
 
