@@ -48,30 +48,45 @@ def leave(grace: float) -> None:
             executors.shut_down_on_this_hub()
         _core.join_non_daemons()
     finally:
-        _end_the_rest(grace)
+        if _core.statistics()["live"] == 1:
+            _core.leave()
+        else:
+            _leave_the_rest(grace)
+
+
+def _leave_the_rest(grace: float) -> None:
+    """Leave with other virtual threads alive: cancel them, and name those that do not end in time."""
+    import gc
+
+    # A finaliser of cyclic garbage that waits for one of them would wait here for ever; afterwards its wait fails.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        _cancel_the_rest(grace)
+        left = _core.statistics()["live"] - 1
+        report = ""
+        if left:
+            from gossamer._dump import describe_threads
+
+            threads = describe_threads(carrier=_thread.get_ident())  # this is the main virtual thread
+            report = f"gossamer: {left} virtual threads did not end in {grace} s and are abandoned:\n{threads}"
         _core.leave()
+        if report:
+            print(report, file=sys.stderr)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
-def _end_the_rest(grace: float) -> None:
+def _cancel_the_rest(grace: float) -> None:
     import time
 
-    if _core.statistics()["live"] == 1:
-        return
     _core.cancel_all()
     deadline = time.monotonic() + grace
     pause = 0.0
     while _core.statistics()["live"] > 1 and time.monotonic() < deadline:
         time.sleep(pause)
         pause = min(0.05, pause + 0.001)
-    left = _core.statistics()["live"] - 1
-    if left:
-        from gossamer._dump import describe_threads
-
-        threads = describe_threads(carrier=_thread.get_ident())  # this is the main virtual thread
-        print(
-            f"gossamer: {left} virtual threads did not end in {grace} s and are abandoned:\n{threads}",
-            file=sys.stderr,
-        )
 
 
 @overload

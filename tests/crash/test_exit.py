@@ -75,6 +75,34 @@ def test_a_daemon_has_time_to_clean_up(run_program):
     assert (0, "cleaned up\n", "") == (result.returncode, result.stdout, result.stderr)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="before 3.14 a finaliser that joins a daemon waits for ever")
+def test_a_finaliser_that_joins_an_abandoned_daemon_fails_as_in_plain_python(run_program):
+    """Nothing of ours collects garbage between the end of the program and the end of the interpreter."""
+    result = run_program(
+        """
+        import threading
+        def spin():
+            while True:
+                pass
+        class Cycle:
+            def __init__(self):
+                self.myself = self
+                self.thread = threading.Thread(target=spin, daemon=True)
+                self.thread.start()
+            def __del__(self):
+                try:
+                    self.thread.join()
+                except PythonFinalizationError:
+                    print("cannot be joined")
+        Cycle()
+        """,
+        options=("--exit-grace=0.01",),
+    )
+
+    assert (0, "cannot be joined\n") == (result.returncode, result.stdout)
+    assert "1 virtual threads did not end in 0.01 s and are abandoned" in result.stderr
+
+
 def test_a_daemon_that_does_not_end_is_named_and_abandoned(run_program):
     result = run_program(
         """

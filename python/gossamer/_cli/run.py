@@ -113,8 +113,9 @@ def leave(options: RunOptions) -> None:
 def _write_statistics() -> None:
     path = os.environ.get("GOSSAMER_STATS_FILE")
     if path:
-        import json
-
-        line = json.dumps({"pid": os.getpid(), **_core.statistics()}) + "\n"
+        # Numbers and a truth value, so this is JSON. Importing json could run the program's finalisers, in a place of ours.
+        pairs = ", ".join(
+            f'"{name}": {str(value).lower()}' for name, value in {"pid": os.getpid(), **_core.statistics()}.items()
+        )
         with open(path, "a", encoding="utf-8") as file:
-            file.write(line)
+            file.write(f"{{{pairs}}}\n")

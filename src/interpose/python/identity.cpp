@@ -90,7 +90,8 @@ void visit_thread(PyObject* ident, Visit visit) {
 Ref os_ident_of(PyObject* ident) {
     unsigned long os_ident = 0;
     visit_thread(ident, [&os_ident](VirtualThread& thread) { os_ident = thread.hub().os_ident(); });
-    return os_ident == 0 ? cpython::borrow(ident) : steal(PyLong_FromUnsignedLong(os_ident));}
+    return os_ident == 0 ? cpython::borrow(ident) : steal(PyLong_FromUnsignedLong(os_ident));
+}
 
 PyObject* pthread_kill(PyObject* module, PyObject* const* args, Py_ssize_t count) {
     return guarded<PyObject*>(nullptr, [&] {
