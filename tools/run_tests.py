@@ -6,8 +6,9 @@
     run_tests.py --all          what `make test-all` runs: everything everywhere
     run_tests.py --only NAMES   some of the jobs: 3.12, 3.13, ..., core, checks
 
-A job is an interpreter (environment, wheel, the tests in Python, CPython's own files), the unit tests of the C++ core
-(plain, under ASan and UBSan, under TSan), or the checks of the source. The output of each step is kept in build/logs/.
+A job is an interpreter (environment, wheel, the tests in Python, CPython's own files; with --all the files also under the
+JIT where there is one), the unit tests of the C++ core (plain, under ASan and UBSan, under TSan), or the checks of the
+source. The output of each step is kept in build/logs/.
 With CI=true an interpreter that is missing is fetched (`interpreters.py get`), and it is a failure if it cannot be had;
 elsewhere the table says how to get it.
 """
@@ -35,6 +36,7 @@ PYTEST_SECONDS = 1200.0
 FILE_SECONDS = 300  # for one of CPython's own files, plain or under Gossamer
 HARNESS_SECONDS = 2400.0
 CHECKS_SECONDS = 600.0
+WITH_JIT = ("3.14", "3.15")  # Debian's builds have one, which is off unless PYTHON_JIT is set
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Jobs:
     def __init__(self, steps: Steps, environments: Environments, *, everything: bool) -> None:
         self._steps = steps
         self._environments = environments
+        self._everything = everything
         self._variables = {"GOSSAMER_HANDOFFS": "1000000"} if everything else {}
         versions: dict[str, Job] = {name: self._of_version(TAGS[name]) for name in WORKING}
         self.by_name: dict[str, Job] = {**versions, "core": self.core, "checks": self.checks}
@@ -80,10 +83,14 @@ class Jobs:
             return [_missing(tag)]
         environment.install_gossamer(self._steps)
         note = f"{environment.interpreter.version}, {environment.interpreter.source.split(',')[0]}"
-        return [
+        rows = [
             Row(tag.name, "pytest", self._pytest(environment), note),
-            Row(tag.name, "CPython's own files", self._harness(environment), note),
+            Row(tag.name, "CPython's own files", self._harness(environment, "cpython"), note),
         ]
+        if self._everything and tag.name in WITH_JIT:
+            compiled = self._harness(environment, "cpython-jit", "--env", "PYTHON_JIT=1")
+            rows.append(Row(tag.name, "the same, with the JIT", compiled, note))
+        return rows
 
     def _of_version(self, tag: Tag) -> Job:
         return lambda: self.version(tag)
@@ -96,14 +103,14 @@ class Jobs:
         code = self._steps.run(environment.name, "pytest", command, seconds=PYTEST_SECONDS, environment=self._variables)
         return counts.of_junit(report, code)
 
-    def _harness(self, environment: Environment) -> Counts:
+    def _harness(self, environment: Environment, step: str, *more: str) -> Counts:
         """Runs CPython's own test files plain and under Gossamer, and compares."""
         harness = str(ROOT / "tests" / "cpython" / "harness.py")
-        logs = str(self._steps.log(environment.name, "cpython-files"))
-        options = ("--python", environment.python, "--logs", logs, f"--timeout={FILE_SECONDS}")
+        logs = str(self._steps.log(environment.name, f"{step}-files"))
+        options = ("--python", environment.python, "--logs", logs, f"--timeout={FILE_SECONDS}", *more)
         command = environment.command(harness, *options)
-        code = self._steps.run(environment.name, "cpython", command, seconds=HARNESS_SECONDS)
-        return self._last_line(environment.name, "cpython", code)
+        code = self._steps.run(environment.name, step, command, seconds=HARNESS_SECONDS)
+        return self._last_line(environment.name, step, code)
 
     def _last_line(self, job: str, step: str, code: int) -> Counts:
         return counts.of_last_line(self._steps.log(job, step).read_text(errors="replace"), code)

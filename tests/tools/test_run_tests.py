@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `make test` says of what ran and of what is missing."""
 
+from types import SimpleNamespace
+
 import pytest
 import run_tests
 from candidates import TAGS
@@ -41,3 +43,23 @@ def test_a_job_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]
         run_tests.main(["--only", "3.12,3.7"])
 
     assert "no such job: 3.7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "everything", "expected"),
+    [("3.14", True, [(), ("--env", "PYTHON_JIT=1")]), ("3.14", False, [()]), ("3.12", True, [()])],
+)
+def test_the_files_of_cpython_run_under_the_jit_too_when_everything_runs(
+    monkeypatch: pytest.MonkeyPatch, name: str, everything: bool, expected: list[tuple[str, ...]]
+):
+    interpreter = SimpleNamespace(version=name, source="here")
+    environment = SimpleNamespace(name=name, interpreter=interpreter, install_gossamer=lambda steps: None)
+    jobs = run_tests.Jobs(None, SimpleNamespace(of=lambda tag: environment), everything=everything)
+    options = []
+    monkeypatch.setattr(jobs, "_pytest", lambda environment: Counts(passed=1))
+    monkeypatch.setattr(jobs, "_harness", lambda environment, step, *more: options.append(more) or Counts(passed=1))
+
+    rows = jobs.version(TAGS[name])
+
+    assert expected == options
+    assert 1 + len(expected) == len(rows)
