@@ -178,7 +178,9 @@ PyMethodDef call_noting_error_method = {"call_noting_error", call_noting_error, 
 
 /// noting_errors_of(function): a function of one argument that calls it; an error on its way to the default
 /// sys.unraisablehook counts as lost.
-PyObject* noting_errors_of(PyObject*, PyObject* function) { return PyCFunction_New(&call_noting_error_method, function); }
+PyObject* noting_errors_of(PyObject*, PyObject* function) {
+    return PyCFunction_New(&call_noting_error_method, function);
+}
 
 /// track_coroutine_origins(depth): sys.set_coroutine_origin_tracking_depth(depth) in every virtual thread to come.
 PyObject* track_coroutine_origins(PyObject*, PyObject* depth) {

@@ -6,7 +6,7 @@
     run_tests.py --all          what `make test-all` runs: everything everywhere
     run_tests.py --only NAMES   some of the jobs: 3.12, 3.13, ..., core, checks
 
-A job is an interpreter (environment, wheel, the tests in Python, CPython's own files; with --all the files also under the
+A job is an interpreter (environment, wheel, the tests in Python, CPython's own files; with --all these also under the
 JIT where there is one), the unit tests of the C++ core (plain, under ASan and UBSan, under TSan), or the checks of the
 source. The output of each step is kept in build/logs/.
 With CI=true an interpreter that is missing is fetched (`interpreters.py get`), and it is a failure if it cannot be had;

@@ -38,8 +38,7 @@ private:
     [[gnu::noinline]] void instrument_frames(PyThreadState& tstate) const noexcept {
         PyObject* exception_of_last = std::exchange(tstate.current_exception, nullptr);
         for (_PyInterpreterFrame* each = frame(); each != nullptr; each = each->previous) {
-            if (each->owner < FRAME_OWNED_BY_INTERPRETER &&
-                _Py_Instrument(_PyFrame_GetCode(each), tstate.interp) < 0) {
+            if (each->owner < FRAME_OWNED_BY_INTERPRETER && _Py_Instrument(_PyFrame_GetCode(each), tstate.interp) < 0) {
                 PyErr_Clear();  // no memory: as much as there is
             }
         }

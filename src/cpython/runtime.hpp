@@ -32,7 +32,7 @@ inline bool do_pending_signals_restart_calls() noexcept {
 #else
         const int is_tripped = _Py_atomic_load_relaxed(&_PyRuntime.signals.handlers[number].tripped);
 #endif
-        struct sigaction action {};
+        struct sigaction action{};
         if (is_tripped != 0 && sigaction(number, nullptr, &action) == 0 && (action.sa_flags & SA_RESTART) == 0) {
             return false;
         }

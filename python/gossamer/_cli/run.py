@@ -113,7 +113,7 @@ def leave(options: RunOptions) -> None:
 def _write_statistics() -> None:
     path = os.environ.get("GOSSAMER_STATS_FILE")
     if path:
-        # Numbers and a truth value, so this is JSON. Importing json could run the program's finalisers, in a place of ours.
+        # Numbers and a truth value, so this is JSON; importing json could run finalisers of the program's in between.
         pairs = ", ".join(
             f'"{name}": {str(value).lower()}' for name, value in {"pid": os.getpid(), **_core.statistics()}.items()
         )
