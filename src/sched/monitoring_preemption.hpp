@@ -34,6 +34,7 @@ public:
     void end(bool is_shared) noexcept;
 
     bool has_begun() const noexcept { return tool_ >= 0; }
+    int tool() const noexcept { return tool_; }
 
     /// Has the callback called soon if `code` runs on. `switches` is the hub's count. Thread: carrier. Python: attached.
     void arm(PyObject* code, std::uint64_t switches) noexcept;

@@ -67,6 +67,9 @@ public:
     /// The length of a slice from the next start() on; 0 turns preemption off. For tests and `gossamer doctor`.
     static void set_slice(core::Nanoseconds slice) noexcept;
 
+    /// Whether the tool of sys.monitoring with this identifier is this carrier's. Carrier only.
+    bool has_tool(long id) const noexcept { return monitoring_.has_begun() && monitoring_.tool() == id; }
+
     /// One line for people: whether preemption works in the calling interpreter, and if not why. Throws ErrorSet.
     static const char* status();
 

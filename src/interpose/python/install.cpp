@@ -38,6 +38,8 @@ void install_all_but_late_imports() {
         plan_threading();
         plan_queue();
         plan_sys();
+        plan_monitoring();
+        plan_profiler();
         plan_async_exception();
         plan_socket();
         plan_name_resolution();

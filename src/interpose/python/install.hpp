@@ -12,6 +12,8 @@ void plan_thread();
 void plan_threading();
 void plan_queue();
 void plan_sys();
+void plan_monitoring();
+void plan_profiler();
 void plan_async_exception();
 void plan_socket();
 void plan_name_resolution();

@@ -12,6 +12,7 @@
 #include "cpython/ref.hpp"
 #include "interpose/python/install.hpp"
 #include "interpose/python/method_table.hpp"
+#include "interpose/python/monitoring.hpp"
 #include "sched/hub.hpp"
 
 namespace gossamer::interpose {
@@ -112,6 +113,7 @@ PyObject* settrace_all_threads(PyObject* module, PyObject* function) {
         if (kMustSetOwnAgain) {
             PyEval_SetTrace(tstate.c_tracefunc, argument.ptr());
         }
+        instrument_parked_code();
         return result.release();
     });
 }
@@ -125,6 +127,7 @@ PyObject* setprofile_all_threads(PyObject* module, PyObject* function) {
         if (kMustSetOwnAgain) {
             PyEval_SetProfile(tstate.c_profilefunc, argument.ptr());
         }
+        instrument_parked_code();
         return result.release();
     });
 }
