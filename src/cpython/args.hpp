@@ -57,7 +57,7 @@ inline std::int64_t nanoseconds_from_seconds(PyObject* seconds) {
     const double nanoseconds = std::ceil(value * 1e9);
     if (nanoseconds >= kTwoTo63 || nanoseconds < -kTwoTo63) {
         raise(PyExc_OverflowError,
-              kPython314 ? "timestamp out of range for C PyTime_t" : "timestamp too large to convert to C PyTime_t");
+              kPython314 ? "timestamp out of range for C PyTime_t" : "timestamp out of range for platform time_t");
     }
     return static_cast<std::int64_t>(nanoseconds);
 }

@@ -8,6 +8,7 @@ import threading
 
 import gossamer as gs
 import pytest
+from gossamer import _core
 
 
 def test_joining_an_os_thread_parks():
@@ -120,6 +121,33 @@ def test_a_large_stack_allows_deeper_c_recursion():
 
     seen: list[int] = []
     assert gs.run(main) >= 40
+
+
+def test_stack_size_without_an_argument_gives_new_threads_the_default_again():
+    def depth(level: int, seen: list[int]) -> int:
+        seen.append(level)
+        try:
+            return sorted([0], key=lambda _: depth(level + 1, seen))[0]
+        except RecursionError:
+            return 0
+
+    def depth_on_a_thread() -> int:
+        seen: list[int] = []
+        thread = threading.Thread(target=depth, args=(0, seen))
+        thread.start()
+        thread.join()
+        return max(seen)
+
+    def main() -> tuple[int, int, int]:
+        _core.make_threads_virtual(True)
+        usual = depth_on_a_thread()
+        threading.stack_size(4 << 20)
+        large = depth_on_a_thread()
+        threading.stack_size()
+        return usual, large, depth_on_a_thread()
+
+    usual, large, again = gs.run(main)
+    assert (True, usual) == (large > usual, again)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="handles are of 3.13 and later")

@@ -49,12 +49,12 @@ PyObject* count(PyObject* module, PyObject* unused) {
     return PyLong_FromLong(total);
 }
 
-/// The original checks the size, keeps it and returns the last one. A virtual thread's stack is never smaller than usual.
+/// The original checks the size, keeps it and returns the last one; without an argument it takes the default again. A virtual thread's stack is never smaller than usual.
 PyObject* stack_size(PyObject* module, PyObject* args) {
     PyObject* previous = original_stack_size(module, args);
     Hub* hub = Hub::current();
-    if (previous != nullptr && hub != nullptr && PyTuple_GET_SIZE(args) == 1) {
-        const std::size_t wanted = PyLong_AsSize_t(PyTuple_GET_ITEM(args, 0));
+    if (previous != nullptr && hub != nullptr) {
+        const std::size_t wanted = PyTuple_GET_SIZE(args) == 0 ? 0 : PyLong_AsSize_t(PyTuple_GET_ITEM(args, 0));
         if (PyErr_Occurred()) {
             PyErr_Clear();  // a size that is no int: the original has taken it by __index__
         } else {
@@ -66,7 +66,8 @@ PyObject* stack_size(PyObject* module, PyObject* args) {
 
 PyObject* set_name(PyObject* module, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     Hub* hub = Hub::current();
-    if (hub == nullptr || hub->running().is_main()) {
+    const bool is_valid = count + (names == nullptr ? 0 : PyTuple_GET_SIZE(names)) == 1 && PyUnicode_Check(args[0]);
+    if (hub == nullptr || hub->running().is_main() || !is_valid) {
         return as<FastKeywordFunction>(original_set_name)(module, args, count, names);
     }
     Py_RETURN_NONE;

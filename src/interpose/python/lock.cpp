@@ -86,7 +86,7 @@ AcquireArguments parse_acquire(PyObject* args, PyObject* kwargs) {
     }
     if (nanoseconds < 0 && nanoseconds != kUnset) {
         cpython::raise(PyExc_ValueError, "timeout value must be %s",
-                       cpython::kPython314 ? "a non-negative number" : "positive");
+                       cpython::kPython313 ? "a non-negative number" : "positive");
     }
     if (nanoseconds / 1000 > PY_TIMEOUT_MAX) {
         cpython::raise(PyExc_OverflowError, "timeout value is too large");
