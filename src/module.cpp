@@ -294,13 +294,13 @@ Ref frame_of(VirtualThread& thread) {
 Ref describe(VirtualThread& thread) {
     const Ref frame = frame_of(thread);
     const bool waits = thread.status == sched::ThreadStatus::kParked;
-    return steal(Py_BuildValue(
-        "(ksziOOOOdkO)", thread.ident(), status_name(thread.status),
-        waits ? thread.wait_note.what : nullptr, waits ? thread.wait_note.fd : -1,
-        &thread == &thread.hub().main() ? Py_True : Py_False, thread.is_daemon ? Py_True : Py_False,
-        thread.is_scoped ? Py_True : Py_False, thread.object == nullptr ? Py_None : thread.object,
-        std::chrono::duration<double>(core::coarse_now() - thread.born).count(), thread.hub().os_ident(),
-        frame ? frame.ptr() : Py_None));
+    return steal(Py_BuildValue("(ksziOOOOdkO)", thread.ident(), status_name(thread.status),
+                               waits ? thread.wait_note.what : nullptr, waits ? thread.wait_note.fd : -1,
+                               &thread == &thread.hub().main() ? Py_True : Py_False,
+                               thread.is_daemon ? Py_True : Py_False, thread.is_scoped ? Py_True : Py_False,
+                               thread.object == nullptr ? Py_None : thread.object,
+                               std::chrono::duration<double>(core::coarse_now() - thread.born).count(),
+                               thread.hub().os_ident(), frame ? frame.ptr() : Py_None));
 }
 
 /// threads(): a tuple for each virtual thread of the interpreter, the caller's carrier first: (ident, status, what it

@@ -292,7 +292,7 @@ private:
     core::Mailbox mailbox_;
     std::atomic<bool> attention_{false};
     std::atomic<bool> is_asleep_{false};
-    std::atomic<bool> is_hopeless_{false};   // asleep, and only another carrier can wake a virtual thread of it
+    std::atomic<bool> is_hopeless_{false};     // asleep, and only another carrier can wake a virtual thread of it
     std::atomic<bool> was_deadlocked_{false};  // another carrier found that none can
 };
 

@@ -341,7 +341,8 @@ const char* Preemption::status() {
             if (hub == nullptr || has_events || !hub->preemption().was_started_) {
                 break;
             }
-            return "off: this interpreter keeps its pending calls elsewhere than the one Gossamer was built for, and other "
+            return "off: this interpreter keeps its pending calls elsewhere than the one Gossamer was built for, and "
+                   "other "
                    "tools have taken what sys.monitoring leaves free";
         case Check::kBusy:
             return "off: a pending call of others was running when Gossamer was entered";
@@ -357,7 +358,8 @@ const char* Preemption::status() {
                                  : "ready: starts with the first spawn";
     }
     if (has_events) {
-        return "on, by sys.monitoring: this interpreter keeps its pending calls elsewhere than the one Gossamer was built for";
+        return "on, by sys.monitoring: this interpreter keeps its pending calls elsewhere than the one Gossamer was "
+               "built for";
     }
     return self.Watch::start() == core::WatchStart::kCpuTime
                ? "on"

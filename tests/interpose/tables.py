@@ -18,10 +18,56 @@ VAR_OBJECT_WORDS = OBJECT_BYTES // WORD + 1
 SLOTS = {
     name: VAR_OBJECT_WORDS + index
     for index, name in enumerate(
-        "name basicsize itemsize dealloc vectorcall_offset getattr setattr as_async repr as_number as_sequence as_mapping hash call "
-        "str getattro setattro as_buffer flags doc traverse clear richcompare weaklistoffset iter iternext methods members "
-        "getset base dict descr_get descr_set dictoffset init alloc new free is_gc bases mro cache subclasses weaklist del "
-        "version_tag finalize vectorcall".split()
+        [
+            "name",
+            "basicsize",
+            "itemsize",
+            "dealloc",
+            "vectorcall_offset",
+            "getattr",
+            "setattr",
+            "as_async",
+            "repr",
+            "as_number",
+            "as_sequence",
+            "as_mapping",
+            "hash",
+            "call",
+            "str",
+            "getattro",
+            "setattro",
+            "as_buffer",
+            "flags",
+            "doc",
+            "traverse",
+            "clear",
+            "richcompare",
+            "weaklistoffset",
+            "iter",
+            "iternext",
+            "methods",
+            "members",
+            "getset",
+            "base",
+            "dict",
+            "descr_get",
+            "descr_set",
+            "dictoffset",
+            "init",
+            "alloc",
+            "new",
+            "free",
+            "is_gc",
+            "bases",
+            "mro",
+            "cache",
+            "subclasses",
+            "weaklist",
+            "del",
+            "version_tag",
+            "finalize",
+            "vectorcall",
+        ]
     )
 }
 # What the interpreter's own bookkeeping changes.
