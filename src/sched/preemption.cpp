@@ -341,9 +341,8 @@ const char* Preemption::status() {
             if (hub == nullptr || has_events || !hub->preemption().was_started_) {
                 break;
             }
-            return "off: this interpreter keeps its pending calls elsewhere than the one Gossamer was built for, and "
-                   "other "
-                   "tools have taken what sys.monitoring leaves free";
+            return "off: this interpreter keeps its pending calls elsewhere than the one Gossamer was built for, "
+                   "and other tools have taken what sys.monitoring leaves free";
         case Check::kBusy:
             return "off: a pending call of others was running when Gossamer was entered";
         case Check::kPassed:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The seldom used parts of `_thread` and `threading` do the same for virtual threads as for threads.
 
-Each program runs twice, by `python` and by `gossamer run`, where its threads are virtual: what it prints, on both standard
-streams, and its exit code are the same. It prints no identities and no times.
+Each program runs twice, by `python` and by `gossamer run`, where its threads are virtual: what it prints, on both
+standard streams, and its exit code are the same. It prints no identities and no times.
 """
 
 from __future__ import annotations

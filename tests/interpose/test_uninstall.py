@@ -13,7 +13,8 @@ import _ctypes, _io, _socket, ctypes, io, select, socket, ssl, queue, threading,
 import tables
 
 def names(found):
-    return [name.partition("#")[0].removeprefix("builtins.") + name.partition("#")[2].partition(".")[2] for name in found]
+    parts = [name.partition("#") for name in found]
+    return [owner.removeprefix("builtins.") + member.partition(".")[2] for owner, _, member in parts]
 """
 
 

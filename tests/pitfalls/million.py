@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spawns and finishes a million virtual threads, and prints by how much the process has grown over the last nine tenths.
+"""Spawns and finishes a million virtual threads, and prints by how much the process has grown after the first tenth.
 
 Run by test_life.py, and by hand: PYTHONPATH=python python tests/pitfalls/million.py [COUNT]
 

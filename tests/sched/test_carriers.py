@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gossamer as gs
@@ -57,9 +57,9 @@ class OtherCarrier:
 
 
 @pytest.fixture(params=["ordinary", "virtual"])
-def from_thread(request: pytest.FixtureRequest) -> Iterator[Callable[[Callable[[], Any]], Any]]:
+def from_thread(request: pytest.FixtureRequest) -> Callable[[Callable[[], Any]], Any]:
     """Calls a function on this thread, as an ordinary one or as the main virtual thread of a carrier."""
-    yield gs.run if request.param == "virtual" else lambda function: function()
+    return gs.run if request.param == "virtual" else lambda function: function()
 
 
 def names_of(frame: Any) -> list[str]:
