@@ -102,13 +102,18 @@ def describe_threads(*, carrier: int | None = None) -> str:
 
 def describe_waits(main_waits_for: str) -> str:
     """One line a virtual thread: what it waits for and the program's line that does; for DeadlockError."""
+    import _thread
+
     threads = snapshot()
     lines = []
     for thread in threads[:_MOST_IN_AN_ERROR]:
+        # The others' main virtual threads are told too, and so may be ready by now.
+        if thread.waits_for is None and thread.carrier == _thread.get_ident():
+            thread = thread._replace(waits_for=main_waits_for)
         call = _line_of_program(thread.stack)
         where = f", {call.filename}:{call.lineno} in {call.name}" if call else ""
         where += f": {call.line}" if call and call.line else ""
-        lines.append(f"  {thread.name}: {thread.waits_for or main_waits_for}{where}")
+        lines.append(f"  {thread.name}: {thread.waits_for or thread.state}{where}")
     if len(threads) > len(lines):
         lines.append(f"  ... and {len(threads) - len(lines)} more")
     return "\n".join(lines)

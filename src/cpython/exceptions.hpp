@@ -22,8 +22,8 @@ inline bool is_cancelled_error(PyObject* exception) noexcept {
     return matches;
 }
 
-/// Sets CancelledError in the error indicator, or what prevented it.
-inline void set_cancelled_error() noexcept {
+/// Sets CancelledError in the error indicator, or what prevented it. Runs Python: on 3.12 as guarded().
+inline void set_cancelled_error() noexcept(kPython313) {
     // Imported only now: asyncio takes 90 ms, and most programs never cancel.
     const Ref module = Ref::steal_or_null(PyImport_ImportModule("asyncio.exceptions"));
     const Ref type = module ? Ref::steal_or_null(PyObject_GetAttrString(module.ptr(), "CancelledError")) : Ref();

@@ -25,8 +25,14 @@ thread_local Hub* hub_of_this_os_thread [[gnu::tls_model("initial-exec")]] = nul
 
 /// Every hub of the process, so that identities of other carriers' virtual threads can be looked up.
 struct HubList {
+    struct Joiner {
+        const PyThreadState* tstate;
+        unsigned long joined;
+    };
+
     std::mutex mutex;
-    std::vector<Hub*> hubs;  // under mutex
+    std::vector<Hub*> hubs;       // under mutex
+    std::vector<Joiner> joiners;  // under mutex
 };
 
 HubList& hub_list() {
@@ -291,7 +297,7 @@ Wake Hub::park(const WaitNote& note, core::Deadline deadline, Cancellable cancel
     return wake_reason(self, cancellable);
 }
 
-Wake Hub::wake_reason(VirtualThread& self, Cancellable cancellable) noexcept {
+Wake Hub::wake_reason(VirtualThread& self, Cancellable cancellable) {
     const bool timed_out = std::exchange(self.is_timed_out, false);
     if (cancellable != Cancellable::kNothing && self.is_main_ && cpython::is_signal_pending()) {
         ++handled_signals_;
@@ -575,6 +581,11 @@ bool Hub::is_someone_awake(PyInterpreterState& interpreter) noexcept {
     const std::lock_guard lock(list.mutex);
     PyThreadState* tstate = nullptr;
     while ((tstate = cpython::next_thread_state(interpreter, tstate)) != nullptr) {
+        const auto joiner = std::ranges::find(list.joiners, tstate, &HubList::Joiner::tstate);
+        if (joiner != list.joiners.end() &&
+            std::ranges::find(list.hubs, joiner->joined, &Hub::os_ident) != list.hubs.end()) {
+            continue;
+        }
         const auto carrier = std::ranges::find(list.hubs, tstate, &Hub::tstate_);
         // The mailbox first: whoever takes a letter has given up "hopeless" before.
         if (carrier == list.hubs.end() || !(*carrier)->mailbox_.is_empty() || !(*carrier)->is_hopeless_.load()) {
@@ -622,10 +633,23 @@ bool Hub::has_found_deadlock() {
     return is_found;
 }
 
+void Hub::add_joiner(const PyThreadState& joiner, unsigned long joined) {
+    HubList& list = hub_list();
+    const std::lock_guard lock(list.mutex);
+    list.joiners.push_back({&joiner, joined});
+}
+
+void Hub::remove_joiner(const PyThreadState& joiner) noexcept {
+    HubList& list = hub_list();
+    const std::lock_guard lock(list.mutex);
+    std::erase_if(list.joiners, [&joiner](const HubList::Joiner& each) { return each.tstate == &joiner; });
+}
+
 void Hub::forget_others_after_fork() {
     HubList& list = hub_list();
     new (&list.mutex) std::mutex;  // another thread may have held it at the fork
     list.hubs.clear();
+    list.joiners.clear();
     if (Hub* own = of_this_os_thread()) {
         list.hubs.push_back(own);
     }

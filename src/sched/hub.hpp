@@ -186,6 +186,11 @@ public:
     /// A job on the OS-thread pool will wake a virtual thread of this hub: not a deadlock. Thread: carrier.
     void expect_external_wake(int change) noexcept { external_wakes_expected_ += change; }
 
+    /// A thread state that does nothing but wait for the end of the OS thread `joined`: where that is a carrier, it is as
+    /// awake as the carrier. Thread: any. Python: attached.
+    static void add_joiner(const PyThreadState& joiner, unsigned long joined);
+    static void remove_joiner(const PyThreadState& joiner) noexcept;
+
     /// In a forked child: the hubs of other OS threads do not exist here.
     static void forget_others_after_fork();
 
@@ -254,7 +259,7 @@ private:
     static void tell_of_deadlock(const PyInterpreterState& interpreter) noexcept;
     bool has_found_deadlock();
     VirtualThread* find(unsigned long ident) noexcept;
-    Wake wake_reason(VirtualThread& self, Cancellable cancellable) noexcept;
+    Wake wake_reason(VirtualThread& self, Cancellable cancellable);  // runs Python: see wait_for_work
 
     static std::atomic<unsigned long> main_thread_ident_;
 

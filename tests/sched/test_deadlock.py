@@ -156,6 +156,7 @@ def carry(name, is_up, gate):
         gs.run(wait_in_scope, is_up, gate)
     except* gs.DeadlockError as group:
         told[name] = str(group.exceptions[0])
+        has_told.release()
 
 def wait_in_scope(is_up, gate):
     with gs.scope() as scope:
@@ -163,6 +164,7 @@ def wait_in_scope(is_up, gate):
         is_up.release()
 
 told = {}
+has_told = threading.Semaphore(0)
 """
 
 
@@ -187,6 +189,37 @@ def test_deadlock_of_two_carriers_is_raised_on_both():
         print({*told} if {*told} != {"main", "other"} else "{'main', 'other'}")
         print(told["main"].count("wait_for_ever: SimpleQueue.get") == 2, "main of Thread-1 (carry)" in told["main"])
         print("wait_for_ever" in told["other"])
+        """)
+
+
+def test_carrier_that_deadlocks_is_no_hope_for_who_joins_its_os_thread():
+    assert ["DeadlockError", "True"] == run_program("""
+        other = threading.Thread(target=carry, args=("other", threading.Semaphore(0), queue.SimpleQueue()))
+
+        def main():
+            other.start()
+            other.join()
+
+        try:
+            gs.run(main)
+        except gs.DeadlockError as error:
+            print(type(error).__name__)
+        has_told.acquire()
+        print("wait_for_ever: SimpleQueue.get" in told["other"])
+        """)
+
+
+def test_carrier_that_ends_wakes_who_joins_its_os_thread():
+    assert ["ended"] == run_program("""
+        def main():
+            other.start()
+            go.release()
+            other.join()
+            return "ended"
+
+        go = threading.Semaphore(0)
+        other = threading.Thread(target=gs.run, args=(go.acquire,))
+        print(gs.run(main))
         """)
 
 

@@ -10,10 +10,10 @@
 
 #if PY_VERSION_HEX >= 0x030D0000
 
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 
 #include "core/parking_lot.hpp"
 #include "core/thread_pool.hpp"
@@ -58,14 +58,23 @@ int running = 0;
 
 HandleWords& words_of(PyObject* handle) noexcept { return *reinterpret_cast<HandleObject*>(handle)->words; }
 
-/// The handles that a helper thread joins.
+/// The handles that a helper thread joins, and whether the interpreter knows the helper yet.
 struct Joins {
     std::mutex mutex;
-    std::set<PyObject*> handles;  // under mutex
+    std::map<PyObject*, bool> handles;  // under mutex
 
     bool begin(PyObject* handle) {
         const std::lock_guard lock(mutex);
-        return handles.insert(handle).second;
+        return handles.try_emplace(handle, false).second;
+    }
+    void set_known(PyObject* handle) {
+        const std::lock_guard lock(mutex);
+        handles[handle] = true;
+    }
+    bool is_known(PyObject* handle) {
+        const std::lock_guard lock(mutex);
+        const auto found = handles.find(handle);
+        return found != handles.end() && found->second;
     }
     void end(PyObject* handle) noexcept {
         const std::lock_guard lock(mutex);
@@ -85,12 +94,15 @@ Joins& joins() {
 /// Joins one OS thread, wakes those who wait for it. What join() raises is raised again where they call it themselves.
 class JoinJob final : public core::Job {
 public:
-    JoinJob(PyInterpreterState* interpreter, PyObject* handle) noexcept
-        : interpreter_(interpreter), handle_(Py_NewRef(handle)) {}
+    JoinJob(PyInterpreterState* interpreter, PyObject* handle, unsigned long joined) noexcept
+        : interpreter_(interpreter), handle_(Py_NewRef(handle)), joined_(joined) {}
 
     void run() override {
         PyThreadState* tstate = PyThreadState_New(interpreter_);
         PyEval_RestoreThread(tstate);
+        Hub::add_joiner(*tstate, joined_);
+        joins().set_known(handle_);
+        core::ParkingLot::instance().unpark_all(handle_);  // for them a deadlock is possible from now on
         PyObject* no_arguments = PyTuple_New(0);
         PyObject* result = no_arguments == nullptr ? nullptr : original_join(handle_, no_arguments);
         if (result == nullptr) {
@@ -101,6 +113,7 @@ public:
         joins().end(handle_);
         core::ParkingLot::instance().unpark_all(handle_);
         Py_DECREF(handle_);
+        Hub::remove_joiner(*tstate);
         PyThreadState_Clear(tstate);
         PyThreadState_DeleteCurrent();
     }
@@ -108,6 +121,7 @@ public:
 private:
     PyInterpreterState* interpreter_;
     PyObject* handle_;  // owned; given back attached, in run()
+    unsigned long joined_;
 };
 
 bool is_done(PyObject* handle) {
@@ -144,13 +158,16 @@ PyObject* join(PyObject* self, PyObject* args) {
         }
         if (is_os_thread && joins().begin(self)) {
             try {
-                core::ThreadPool::run_apart(std::make_unique<JoinJob>(hub->tstate().interp, self));
+                core::ThreadPool::run_apart(std::make_unique<JoinJob>(hub->tstate().interp, self, words.ident));
             } catch (...) {
                 joins().end(self);
                 throw;
             }
         }
-        const auto is_over = [self, is_os_thread] {
+        const auto is_over = [self, is_os_thread, &expected] {
+            if (joins().is_known(self)) {
+                expected.reset();  // the helper is one of the interpreter's threads
+            }
             return is_done(self) || (is_os_thread && !joins().contains(self));
         };
         if (!is_over() && !sched::wait_until(*hub, self, {.what = "Thread.join", .object = self}, deadline, is_over)) {
