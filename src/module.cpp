@@ -2,6 +2,7 @@
 // The extension module gossamer._core: what python/gossamer/ is built on. Multi-phase, its state per interpreter.
 #include "cpython/api.hpp"
 
+#include <mutex>
 #include <new>
 #include <pthread.h>
 
@@ -17,8 +18,11 @@
 #include "cpython/ref.hpp"
 #include "cpython/runtime.hpp"
 #include "interpose/python/install.hpp"
+#include "interpose/python/late_import.hpp"
 #include "interpose/python/method_table.hpp"
 #include "interpose/python/thread_parts.hpp"
+#include "loop/coroutine_slots.hpp"
+#include "loop/steps.hpp"
 #include "sched/scope.hpp"
 #include "sched/task.hpp"
 #include "sched/wait.hpp"
@@ -52,6 +56,16 @@ void raise_deadlock(Hub& hub) {
     });
 }
 
+/// Once asyncio is imported its steps run on stacks of their own; once greenlet is, they no longer do.
+void plan_steps() {
+    static std::once_flag planned;
+    std::call_once(planned, [] {
+        Hub::forbids_wait = &loop::forbid_wait;
+        interpose::adopt_when_imported("_asyncio", [](PyObject*) { loop::install_slots(); });
+        interpose::plan_when_imported("greenlet._greenlet", &loop::stay_off_fibers);
+    });
+}
+
 /// The module `threading`, or null if it is not imported, or not to its end. Throws ErrorSet.
 Ref imported_threading() {
     const Ref name = steal(PyUnicode_FromString("threading"));
@@ -81,6 +95,7 @@ PyObject* enter(PyObject* module, PyObject* makes_threads_virtual) {
         const int is_virtual = PyObject_IsTrue(makes_threads_virtual);
         cpython::check(is_virtual);
         if (Hub::current() == nullptr) {
+            plan_steps();
             interpose::install();  // never on a virtual thread, which could be preempted under its mutex
         }
         steal(adopt_threading(module, nullptr));
@@ -101,11 +116,31 @@ PyObject* leave(PyObject*, PyObject*) {
     });
 }
 
+/// Raises while a task is parked in a blocking call.
 PyObject* uninstall(PyObject* module, PyObject*) {
     return guarded<PyObject*>(nullptr, [&] {
+        loop::uninstall_slots();
         interpose::uninstall();
         Py_CLEAR(cpython::state_of_module(module).threading_names);  // entering again adopts it again
         Py_RETURN_NONE;
+    });
+}
+
+/// block_in_tasks(mode): what a blocking call in a task does on this virtual thread, and in those that it spawns if it is
+/// the main one: 0 parks the task, 1 blocks the thread, 2 raises. Returns the mode before.
+PyObject* block_in_tasks(PyObject*, PyObject* wanted) {
+    return guarded<PyObject*>(nullptr, [&] {
+        const long mode = PyLong_AsLong(wanted);
+        if (mode < 0 || mode > 2) {
+            cpython::raise(PyExc_ValueError, "no such mode");
+        }
+        Hub& hub = current_hub();
+        const auto before = static_cast<long>(hub.running().blocking_in_tasks);
+        hub.running().blocking_in_tasks = static_cast<sched::BlockingInTasks>(mode);
+        if (&hub.running() == &hub.main()) {
+            hub.blocking_in_tasks = hub.running().blocking_in_tasks;
+        }
+        return PyLong_FromLong(before);
     });
 }
 
@@ -332,11 +367,14 @@ PyObject* statistics(PyObject*, PyObject*) {
     return guarded<PyObject*>(nullptr, [] {
         Hub& hub = current_hub();
         const sched::HubStatistics& counts = hub.statistics();
-        return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:O}", "spawned", counts.spawned, "finished",
+        const loop::Steps* steps = loop::Steps::existing(hub);
+        return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:O,s:K,s:K,s:n}", "spawned", counts.spawned, "finished",
                              counts.finished, "parks", counts.parks, "switches", counts.switches.load(), "polls",
                              counts.polls, "waits", counts.waits, "preemptions", counts.preemptions, "deadlocks",
                              counts.deadlocks, "live", static_cast<Py_ssize_t>(hub.live_count()), "main_is_virtual",
-                             hub.main().is_main() ? Py_True : Py_False);
+                             hub.main().is_main() ? Py_True : Py_False, "steps", steps == nullptr ? 0 : steps->started,
+                             "step_parks", steps == nullptr ? 0 : steps->parks, "parked_steps",
+                             static_cast<Py_ssize_t>(hub.parked_steps()));
     });
 }
 
@@ -407,6 +445,7 @@ PyObject* register_fork_hooks(PyObject* module, PyObject*) {
         const int error = pthread_atfork(nullptr, nullptr, [] {
             core::ParkingLot::instance().reset_after_fork();
             core::ThreadPool::instance().reset_after_fork();
+            loop::ParkedSteps::instance().reset_after_fork();
         });
         if (error != 0) {
             cpython::raise_os_error(error);
@@ -441,6 +480,7 @@ PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"adopt_threading", adopt_threading, METH_NOARGS, nullptr},
                            {"leave", leave, METH_NOARGS, nullptr},
                            {"uninstall", uninstall, METH_NOARGS, nullptr},
+                           {"block_in_tasks", block_in_tasks, METH_O, nullptr},
                            {"is_virtual", is_virtual, METH_NOARGS, nullptr},
                            {"checkpoint", checkpoint, METH_NOARGS, nullptr},
                            {"current", current, METH_NOARGS, nullptr},

@@ -36,6 +36,7 @@
 #endif
 #endif
 #include <internal/pycore_frame.h>
+#include <internal/pycore_genobject.h>
 #include <internal/pycore_interp.h>
 #include <internal/pycore_pystate.h>
 #include <internal/pycore_runtime.h>

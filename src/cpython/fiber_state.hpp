@@ -62,6 +62,10 @@ public:
     /// Marks the state as that of the OS thread's own stack; save() fills it.
     void adopt_thread() noexcept { bounds_ = {}; }
 
+    /// The bounds of the stack that the fiber runs on: a step of an asyncio task (cpython/step_state.hpp) borrows it another.
+    StackBounds bounds() const noexcept { return bounds_; }
+    void set_bounds(StackBounds bounds) noexcept { bounds_ = bounds; }
+
     /// Parks: no. Thread: carrier. Python: attached.
     void save(PyThreadState& tstate) noexcept {
         version_.save(tstate);

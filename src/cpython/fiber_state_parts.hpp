@@ -19,6 +19,7 @@ public:
         constexpr int kThreadLimit = 1500;  // C_RECURSION_LIMIT of the first releases, the lowest
         remaining_ = std::clamp(static_cast<int>((stack_bytes - 32 * 1024) / 1900), 120, kThreadLimit);
     }
+    int remaining() const noexcept { return remaining_; }
     void save(const PyThreadState& tstate) noexcept { remaining_ = tstate.c_recursion_remaining; }
     void restore(PyThreadState& tstate) const noexcept { tstate.c_recursion_remaining = remaining_; }
 

@@ -72,6 +72,7 @@ void remember_default_int_handler() {
 
 void (*Hub::raise_deadlock)(Hub&) = nullptr;
 std::atomic<unsigned long> Hub::main_thread_ident_{0};
+bool (*Hub::forbids_wait)(Hub&, const WaitNote&) = nullptr;
 
 [[gnu::noinline]] Hub* Hub::of_this_os_thread() noexcept { return hub_of_this_os_thread; }
 
@@ -136,7 +137,10 @@ Hub& Hub::enter() {
 }
 
 void Hub::leave() noexcept {
-    GS_ASSERT(running_ == main_ && of_this_os_thread() == this);
+    GS_ASSERT(running_ == main_ && of_this_os_thread() == this && main_->inner_waits == nullptr);
+    if (extension_) {
+        extension_->end();
+    }
     preemption_.stop();
     reclaim_finished();
     orphan_scopes(*main_);
@@ -202,6 +206,7 @@ VirtualThread& Hub::spawn(const Entry& entry, std::size_t stack_bytes) {
     thread->stack = stack;
     thread->ident_ = reinterpret_cast<unsigned long>(thread);
     thread->entry = entry;
+    thread->blocking_in_tasks = blocking_in_tasks;
     thread->born = core::coarse_now();
     thread->state.begin(*tstate_, {stack.limit, stack.size_bytes()}, stack.chunk, stack.chunk_end);
     thread->state.usual_origin_depth = usual_origin_depth_;
@@ -271,10 +276,13 @@ void Hub::reclaim_finished() noexcept {
         .release(stack, thread.is_posted.load());
 }
 
-Wake Hub::park(const WaitNote& note, core::Deadline deadline, Cancellable cancellable) {
+Wake Hub::park_thread(const WaitNote& note, core::Deadline deadline, Cancellable cancellable) {
     VirtualThread& self = *running_;
     if (self.no_switch_depth > 0) {
         PyErr_Format(PyExc_RuntimeError, "waiting for %s inside gossamer.no_switch()", note.what);
+        return Wake::kFailed;
+    }
+    if (self.blocking_in_tasks == BlockingInTasks::kError && forbids_wait != nullptr && forbids_wait(*this, note)) {
         return Wake::kFailed;
     }
     if (cancellable == Cancellable::kYes && self.must_cancel()) {
@@ -323,7 +331,7 @@ Wake Hub::wake_reason(VirtualThread& self, Cancellable cancellable) {
     return timed_out ? Wake::kTimedOut : Wake::kReady;
 }
 
-Wake Hub::yield() {
+Wake Hub::yield_thread() {
     VirtualThread& self = *running_;
     if (self.must_cancel()) {
         return Wake::kCancelled;
@@ -357,12 +365,8 @@ void Hub::let_others_run() noexcept {
     switch_to(*loop_thread_);
 }
 
-void Hub::post(VirtualThread& thread) noexcept {
-    if (of_this_os_thread() == this) {
-        unpark(thread);
-        return;
-    }
-    mailbox_.post(thread);
+void Hub::post_letter(Parkable& whom) noexcept {
+    mailbox_.post(whom);
     attention_.store(true);
     // seq_cst on both sides: either we see the hub asleep, or it sees the letter before it falls asleep.
     if (is_asleep_.exchange(false)) {
@@ -472,6 +476,15 @@ void Hub::ready_one_preempted() noexcept {
     }
 }
 
+void Hub::look_around() noexcept {
+    if (reactor_->waiter_count() > 0) {
+        ++statistics_.polls;
+        reactor_->poll();
+    }
+    drain_mailbox();
+    expire_timers();
+}
+
 void Hub::look_after_events() noexcept {
     attention_.store(false);
     const bool was_deadlocked = was_deadlocked_.exchange(false);
@@ -487,7 +500,7 @@ void Hub::look_after_events() noexcept {
 }
 
 void Hub::drain_mailbox() noexcept {
-    mailbox_.take([this](core::Letter& letter) { unpark(static_cast<VirtualThread&>(letter)); });
+    mailbox_.take([](core::Letter& letter) { static_cast<Parkable&>(letter).unpark(); });
 }
 
 void Hub::expire_timers() noexcept {
@@ -664,6 +677,9 @@ void Hub::reset_after_fork() {
     preempted_ = ReadyQueue{};
     preemption_.reset_after_fork();
     timers_ = core::TimerHeap{};
+    if (extension_) {
+        extension_->reset_after_fork();
+    }
     self.index = core::Timer::kIdle;
     forget_tasks_of_scopes(self);
     for (VirtualThread* thread = roster_.front(); thread != nullptr; thread = roster_.next_of(*thread)) {

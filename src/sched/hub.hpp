@@ -72,6 +72,43 @@ private:
     VirtualThread* tail_ = nullptr;
 };
 
+/// Waits that begin on a virtual thread while it runs a step of an asyncio task: the step decides who parks, the task alone
+/// or the whole virtual thread. Implemented in src/loop.
+class InnerWaits {
+public:
+    /// Whom a wait that begins now must wake. Returns the same until the wait is over.
+    virtual core::Wakeable& waiter() noexcept = 0;
+    /// As Hub::park and Hub::yield.
+    virtual Wake park(const WaitNote& note, core::Deadline deadline, Cancellable cancellable) = 0;
+    virtual Wake yield() = 0;
+    /// Sets the exception that ended a wait with kCancelled, if the wait was a task's.
+    virtual bool raise_cancellation() noexcept = 0;
+    /// The running code took an RLock, whose word `owner` says that this virtual thread has it; or gave it back. Tasks of
+    /// one loop are one thread: while one is parked, its locks must not look like the others' own.
+    virtual void hold_rlock(PyObject* rlock, unsigned long& owner) noexcept = 0;
+    virtual void drop_rlock(PyObject* rlock) noexcept = 0;
+
+protected:
+    InnerWaits() noexcept = default;
+    ~InnerWaits() = default;
+};
+
+/// What src/loop keeps for a hub.
+class HubExtension {
+public:
+    HubExtension() noexcept = default;
+    HubExtension(const HubExtension&) = delete;
+    HubExtension& operator=(const HubExtension&) = delete;
+    virtual ~HubExtension() = default;
+
+    /// The hub is left: nothing of ours may stay parked. Thread: carrier. Python: attached.
+    virtual void end() noexcept = 0;
+    /// In a forked child.
+    virtual void reset_after_fork() noexcept = 0;
+    /// How many steps are parked.
+    virtual std::size_t parked_count() const noexcept = 0;
+};
+
 class Hub final {
 public:
     /// The hub that runs the calling code, or null: an ordinary thread, or another interpreter on this OS thread.
@@ -96,10 +133,30 @@ public:
     /// Parks the running virtual thread until it is unparked, `deadline` passes, it is cancelled (if `cancellable`) or,
     /// for the main one, a signal handler has run. kCancelled leaves the cancellation pending: who gives up takes it
     /// (raise_wake in sched/wait.hpp), who was served meanwhile leaves it for its next park. Parks: yes. Thread: carrier. Python: attached.
-    [[nodiscard]] Wake park(const WaitNote& note, core::Deadline deadline, Cancellable cancellable);
+    [[nodiscard]] Wake park(const WaitNote& note, core::Deadline deadline, Cancellable cancellable) {
+        if (running_->inner_waits != nullptr) [[unlikely]] {
+            return running_->inner_waits->park(note, deadline, cancellable);
+        }
+        return park_thread(note, deadline, cancellable);
+    }
+
+    /// The same for the whole virtual thread, also when it runs a step of an asyncio task.
+    [[nodiscard]] Wake park_thread(const WaitNote& note, core::Deadline deadline, Cancellable cancellable);
+
+    /// Whom a wait that begins now must wake: the running virtual thread, or the step that it runs. Thread: carrier.
+    core::Wakeable& waiter() noexcept {
+        return running_->inner_waits == nullptr ? *running_ : running_->inner_waits->waiter();
+    }
 
     /// Lets every ready virtual thread run once. Parks: yes. Thread: carrier. Python: attached.
-    [[nodiscard]] Wake yield();
+    [[nodiscard]] Wake yield() {
+        if (running_->inner_waits != nullptr) [[unlikely]] {
+            return running_->inner_waits->yield();
+        }
+        return yield_thread();
+    }
+    /// The same for the whole virtual thread.
+    [[nodiscard]] Wake yield_thread();
 
     /// Makes a parked virtual thread ready; nothing happens to one that is not parked. Thread: carrier.
     void unpark(VirtualThread& thread) noexcept {
@@ -117,7 +174,14 @@ public:
     void let_others_run() noexcept;
 
     /// Wakes from any thread. See VirtualThread::wake.
-    void post(VirtualThread& thread) noexcept;
+    template <typename T>
+    void post(T& whom) noexcept {
+        if (of_this_os_thread() == this) {
+            whom.unpark();
+        } else {
+            post_letter(whom);
+        }
+    }
 
     VirtualThread& running() noexcept { return *running_; }
     VirtualThread& main() noexcept { return *main_; }
@@ -214,6 +278,25 @@ public:
         turns_left_ = 0;
     }
 
+    /// Collects the kernel's events, wake-ups and timers without a switch: for a loop that is never idle.
+    /// Parks: no. Thread: carrier.
+    void look_around() noexcept;
+
+    /// What src/loop keeps for this hub; made when first needed.
+    HubExtension* extension() const noexcept { return extension_.get(); }
+    void set_extension(std::unique_ptr<HubExtension> extension) noexcept { extension_ = std::move(extension); }
+    std::size_t parked_steps() const noexcept { return extension_ ? extension_->parked_count() : 0; }
+
+    core::ExceptionGlobals& os_thread_exceptions() const noexcept { return *os_thread_exceptions_; }
+    void count_park() noexcept { ++statistics_.parks; }
+
+    /// What a spawned virtual thread starts with. Carrier only.
+    BlockingInTasks blocking_in_tasks = BlockingInTasks::kPark;
+
+    /// Sets the error of a blocking call in a task where such calls are errors. Returns whether it did; installed by
+    /// src/loop.
+    static bool (*forbids_wait)(Hub&, const WaitNote&);
+
     /// Makes the next switch look after signals and wake-ups. Thread: any.
     void look_soon() noexcept { attention_.store(true); }
 
@@ -235,6 +318,7 @@ private:
     static Hub* of_this_os_thread() noexcept;
     static void set_for_this_os_thread(Hub* hub) noexcept;
 
+    void post_letter(Parkable& whom) noexcept;
     void switch_away() noexcept;
     void switch_to(VirtualThread& next) noexcept;
     void finish_running() noexcept;
@@ -291,6 +375,7 @@ private:
     std::uint64_t shuffle_state_ = 0;
     std::vector<VirtualThread*> shuffled_;  // ready, taken off ready_ in one go; drawn from until it is empty
     HubStatistics statistics_;
+    std::unique_ptr<HubExtension> extension_;
     Preemption preemption_;
 
     // any thread, atomic

@@ -9,6 +9,8 @@ namespace gossamer::sched {
 
 void VirtualThread::wake() noexcept { hub_->post(*this); }
 
+void VirtualThread::unpark() noexcept { hub_->unpark(*this); }
+
 void VirtualThread::time_out(core::Timer& timer) noexcept {
     auto& self = static_cast<VirtualThread&>(timer);
     self.is_timed_out = true;
@@ -63,6 +65,7 @@ void VirtualThread::reset_for_next_tenant() noexcept {
     wait_note = {};
     object = nullptr;
     end_marker = nullptr;
+    inner_waits = nullptr;
 }
 
 }  // namespace gossamer::sched

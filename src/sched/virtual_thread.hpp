@@ -28,12 +28,13 @@
 namespace gossamer::sched {
 
 class Hub;
+class InnerWaits;
 class VirtualThread;
 
 /// A call that a virtual thread is inside of, on its own stack: of a method whose object takes a lock that OS threads own.
 struct OwningCall {
     const void* object;
-    const OwningCall* outer;
+    OwningCall* outer;
 };
 
 /// How a wait ended. kReady may be spurious: look again.
@@ -66,15 +67,30 @@ struct Entry {
 
 enum class ThreadStatus : std::uint8_t { kReady, kRunning, kParked, kFinished };
 
-class VirtualThread final : public core::Wakeable, public core::Letter, public core::Timer, public core::ListHook {
+/// What a blocking call inside of an asyncio task does to the virtual thread that runs the task's loop.
+enum class BlockingInTasks : std::uint8_t { kPark, kBlock, kError };
+
+/// Whoever can be parked by a hub: a virtual thread, or a step of an asyncio task (src/loop).
+class Parkable : public core::Wakeable, public core::Letter, public core::Timer {
 public:
-    explicit VirtualThread(Hub& hub) noexcept : Timer(&time_out), hub_(&hub) {}
+    /// Makes a parked one go on; nothing happens to one that is not parked. Thread: carrier.
+    virtual void unpark() noexcept = 0;
+
+protected:
+    using Timer::Timer;
+    ~Parkable() = default;
+};
+
+class VirtualThread final : public Parkable, public core::ListHook {
+public:
+    explicit VirtualThread(Hub& hub) noexcept : Parkable(&time_out), hub_(&hub) {}
     VirtualThread(const VirtualThread&) = delete;
     VirtualThread& operator=(const VirtualThread&) = delete;
     ~VirtualThread() = default;
 
     /// Thread: any. See core::Wakeable.
     void wake() noexcept override;
+    void unpark() noexcept override;
 
     /// The identity that threading.get_ident() reports.
     unsigned long ident() const noexcept { return ident_; }
@@ -131,7 +147,9 @@ public:
     Entry entry;
     PyObject* object = nullptr;      // borrowed: the Task, or null
     PyObject* end_marker = nullptr;  // owned: what threading's joiners wait for (a lock in 3.12, a handle from 3.13 on)
-    const OwningCall* owning_call = nullptr;  // the innermost
+    OwningCall* owning_call = nullptr;  // the innermost
+    InnerWaits* inner_waits = nullptr;  // of the innermost step of an asyncio task that runs on this thread
+    BlockingInTasks blocking_in_tasks = BlockingInTasks::kPark;
     core::Stack stack;
 
 private:

@@ -11,7 +11,8 @@
 namespace gossamer::sched {
 
 void raise_wake(Hub& hub, Wake wake) {
-    if (wake == Wake::kCancelled) {
+    InnerWaits* inner = hub.running().inner_waits;
+    if (wake == Wake::kCancelled && (inner == nullptr || !inner->raise_cancellation())) {
         hub.running().take_cancellation();
         cpython::set_cancelled_error();
     }
@@ -22,7 +23,7 @@ Wake try_wait_for_fd(Hub& hub, int fd, const void* owner, core::Interest interes
                      core::Deadline deadline) {
     core::EpollReactor& reactor = hub.reactor();
     core::FdEntry& entry = reactor.entry(fd, owner);
-    core::FdWaiter waiter(hub.running(), static_cast<std::uint32_t>(interest));
+    core::FdWaiter waiter(hub.waiter(), static_cast<std::uint32_t>(interest));
     const int error = reactor.add_waiter(fd, entry, waiter);
     if (error == EPERM) {
         return Wake::kReady;
@@ -62,9 +63,10 @@ AnyFdWait::AnyFdWait(Hub& hub, const WaitNote& note, std::span<const FdInterest>
         memory = many_.get();
     }
     items_ = reinterpret_cast<Item*>(memory);
+    core::Wakeable& waiter = hub.waiter();
     for (const FdInterest& interest : interests) {
         // Safety: both memories are aligned for Item and hold that many. Nothing has a destructor that must run.
-        new (items_ + count_) Item{.waiter = {hub.running(), interest.events},
+        new (items_ + count_) Item{.waiter = {waiter, interest.events},
                                    .entry = &hub.reactor().entry(interest.fd, nullptr),
                                    .fd = interest.fd};
         ++count_;

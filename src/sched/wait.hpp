@@ -57,7 +57,7 @@ private:
 template <typename IsOver>
 [[nodiscard]] bool wait_until(Hub& hub, const void* key, const WaitNote& note, core::Deadline deadline, IsOver is_over,
                               Cancellable cancellable = Cancellable::kYes) {
-    QueuePlace place(key, hub.running());
+    QueuePlace place(key, hub.waiter());
     for (;;) {
         place.take();
         if (is_over()) {

@@ -276,6 +276,9 @@ bool try_take_rlock(Hub& hub, PyObject* self) {
         words.count = kFirstCount;
     }
     words.owner = hub.running().ident();
+    if (sched::InnerWaits* step = hub.running().inner_waits) {
+        step->hold_rlock(self, words.owner);
+    }
     return true;
 }
 
@@ -354,6 +357,9 @@ PyObject* as_os_owner(PyCFunction original, PyObject* self, PyObject* args) {
         words.owner = os_ident;
     }
     if (result != nullptr && words.owner == 0) {
+        if (sched::InnerWaits* step = hub->running().inner_waits) {
+            step->drop_rlock(self);
+        }
         wake_one_waiter(self);
     }
     return result;

@@ -61,6 +61,14 @@ struct Timeout {
     core::Deadline deadline = core::Deadline::never();
 };
 
+/// A loop that is never idle looks with a time-out of 0 and never parks: the steps that are parked on its carrier must be
+/// woken all the same.
+void look_around_for_steps(Hub& hub) noexcept {
+    if (hub.parked_steps() > 0) {
+        hub.look_around();
+    }
+}
+
 /// What negative time-outs mean.
 enum class Negative { kForever, kRefused };
 
@@ -136,6 +144,7 @@ PyObject* select(PyObject* module, PyObject* const* args, Py_ssize_t count) {
         const std::optional<Timeout> timeout =
             parse_timeout(*hub, count > kSets ? args[kSets] : Py_None, 1e9, Negative::kRefused);
         if (!timeout || timeout->is_zero) {
+            look_around_for_steps(*hub);
             return original(module, args, count);
         }
         Ref sets[kSets];
@@ -203,6 +212,7 @@ PyObject* poll(PyObject* self, PyObject* const* args, Py_ssize_t count) {
         const std::optional<Timeout> timeout =
             parse_timeout(*hub, count > 0 ? args[0] : Py_None, 1e6, Negative::kForever);
         if (!timeout || timeout->is_zero) {
+            look_around_for_steps(*hub);
             return original(self, args, count);
         }
         const Ref no_time = zero();
@@ -247,6 +257,7 @@ PyObject* epoll_poll(PyObject* self, PyObject* const* args, Py_ssize_t count, Py
         const std::optional<Timeout> timeout =
             parse_timeout(*hub, timeout_index < 0 ? Py_None : arguments[timeout_index], 1e9, Negative::kForever);
         if (!timeout || timeout->is_zero || fd_of_epoll(self) < 0) {
+            look_around_for_steps(*hub);
             return original(self, args, count, names);
         }
         const Ref no_time = zero();

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// The five entries through which everyone steps a coroutine: `am_send`, `send`, `throw`, `close` and the finaliser.
+//
+// They are static, serve every interpreter of the process, and nothing caches them; awaits inside of a coroutine do not
+// go through them. Replaced when asyncio is imported, so that a program without it pays nothing. Off a carrier each does
+// what the original does.
+#pragma once
+
+#include "cpython/api.hpp"
+
+#include <cstddef>
+
+namespace gossamer::loop {
+
+/// Replaces the entries, unless they are. Throws ErrorSet, ImportError, when this Python's are not understood.
+void install_slots();
+
+/// Puts the originals back. Throws ErrorSet, RuntimeError, while a coroutine is parked.
+void uninstall_slots();
+
+bool are_slots_installed() noexcept;
+
+}  // namespace gossamer::loop

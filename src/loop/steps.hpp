@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+// The steps of one hub: their pool, what they ask of asyncio, and which of them a wait parks.
+//
+// Which step parks is decided when it parks, not when it starts: from the innermost running step down, the first whose
+// coroutine is that of asyncio's current task. Where there is none (a callback, a coroutine driven by hand, another kind
+// of loop) the call blocks the virtual thread, as everywhere else. "No step is running" would be the wrong test: an eager
+// task's first step runs on top of another's.
+#pragma once
+
+#include "cpython/api.hpp"
+
+#include <atomic>
+#include <cstddef>
+#include <mutex>
+#include <vector>
+
+#include "core/stack_pool.hpp"
+#include "cpython/ref.hpp"
+#include "loop/step.hpp"
+#include "sched/hub.hpp"
+
+namespace gossamer::loop {
+
+class Steps final : public sched::HubExtension {
+public:
+    /// Those of `hub`, made on the first call. Throws ErrorSet, std::bad_alloc. Python: attached.
+    static Steps& of(sched::Hub& hub);
+    static Steps* existing(sched::Hub& hub) noexcept { return static_cast<Steps*>(hub.extension()); }
+
+    explicit Steps(sched::Hub& hub);
+    ~Steps() override;
+
+    // HubExtension
+    void end() noexcept override;
+    void reset_after_fork() noexcept override;
+    std::size_t parked_count() const noexcept override { return parked_count_; }
+
+    /// A step to start. Throws std::bad_alloc, std::system_error.
+    Step& take();
+    void give_back(Step& step) noexcept;
+
+    /// The step that a wait which begins now parks; null: the whole virtual thread. Keeps no error. Python: attached.
+    Step* target(Step& innermost) noexcept;
+
+    /// Whether asyncio runs a task of the calling virtual thread. Keeps no error. Python: attached.
+    bool is_in_task() noexcept;
+
+    /// Whether asyncio may continue the parked step by sending: its task is the current one.
+    bool may_resume(const Step& step) noexcept;
+
+    /// A new future of the running loop, marked as awaited. Throws ErrorSet.
+    cpython::Ref pending_future();
+
+    /// Marks `future` as awaited by asyncio's protocol. Throws ErrorSet.
+    void set_result(PyObject* future);
+
+    /// The loop with steps to complete at the end of a step; see StepLoop::signal.
+    StepLoop* to_complete = nullptr;
+
+    /// Closes coroutines that died on other threads while they were parked here.
+    void close_condemned() noexcept;
+    void condemn(PyObject* coroutine);
+    bool has_condemned() const noexcept { return has_condemned_.load(std::memory_order_relaxed); }
+
+    sched::Hub& hub() const noexcept { return hub_; }
+    PyTypeObject* loop_type() const noexcept { return reinterpret_cast<PyTypeObject*>(loop_type_.ptr()); }
+    std::vector<StepLoop*>& loops() noexcept { return loops_; }
+
+    // carrier only
+    std::uint64_t started = 0;
+    std::uint64_t parks = 0;
+    std::size_t parked_count_ = 0;
+
+private:
+    static constexpr std::size_t kFreeSteps = 64;  // the rest goes back to the pool, which drops pages beyond its own limit
+
+    cpython::Ref running_loop();
+    cpython::Ref current_coroutine(PyObject* loop);
+    StepLoop* loop_for(PyObject* loop);
+    bool is_importing() noexcept;
+
+    sched::Hub& hub_;
+    core::StackPool stacks_;
+    Step* free_ = nullptr;
+    std::size_t free_count_ = 0;
+    std::vector<StepLoop*> loops_;  // borrowed: each takes itself out
+    cpython::Ref stub_code_;
+    cpython::Ref loop_type_;
+    cpython::Ref get_running_loop_;
+    cpython::Ref current_task_;
+    cpython::Ref import_code_;
+    cpython::Ref get_coro_;
+    cpython::Ref create_future_;
+    cpython::Ref future_blocking_;
+    cpython::Ref set_result_;
+    cpython::Ref done_;
+
+    // any thread
+    std::mutex condemned_mutex_;
+    std::vector<PyObject*> condemned_;  // owned, under the mutex
+    std::atomic<bool> has_condemned_{false};
+};
+
+/// The steps of the whole process that are parked, by coroutine: any thread may meet the coroutine.
+class ParkedSteps final {
+public:
+    static ParkedSteps& instance() noexcept;
+
+    /// Throws std::bad_alloc.
+    void add(Step& step);
+    void remove(Step& step) noexcept;
+    Step* find(PyObject* coroutine) noexcept;
+    /// Some step of `steps`, or null.
+    Step* any_of(const Steps& steps) noexcept;
+    std::size_t count() noexcept;
+    template <typename Visit>
+    void for_each(Visit visit);
+    void reset_after_fork() noexcept;
+
+private:
+    struct State;
+    State& state() noexcept;
+};
+
+/// Whether tasks stay off fibers: the `greenlet` extension was loaded, which copies slices of the C stack.
+bool are_steps_off() noexcept;
+
+/// The real greenlet was loaded. Says once that tasks stay off fibers.
+void stay_off_fibers(PyObject* greenlet_module);
+
+/// As close() on the coroutine of a parked step. Returns a new reference, or null with the error set.
+PyObject* close_parked(Step& step) noexcept;
+
+/// Installed as Hub::forbids_wait.
+bool forbid_wait(sched::Hub& hub, const sched::WaitNote& note);
+
+}  // namespace gossamer::loop
