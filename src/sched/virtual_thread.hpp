@@ -132,6 +132,7 @@ public:
     bool is_timed_out = false;
     std::atomic<bool> has_cancellation{false};  // any thread
     std::atomic<bool> is_interrupted{false};    // any thread
+    BlockingInTasks blocking_in_tasks = BlockingInTasks::kPark;
     int cancel_requests = 0;                    // raised or not; a scope withdraws its own
     int unraised_cancellations = 0;             // of scopes
     unsigned cancellations_raised = 0;
@@ -149,7 +150,6 @@ public:
     PyObject* end_marker = nullptr;  // owned: what threading's joiners wait for (a lock in 3.12, a handle from 3.13 on)
     OwningCall* owning_call = nullptr;  // the innermost
     InnerWaits* inner_waits = nullptr;  // of the innermost step of an asyncio task that runs on this thread
-    BlockingInTasks blocking_in_tasks = BlockingInTasks::kPark;
     core::Stack stack;
 
 private:
