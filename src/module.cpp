@@ -22,6 +22,7 @@
 #include "interpose/python/method_table.hpp"
 #include "interpose/python/thread_parts.hpp"
 #include "loop/coroutine_slots.hpp"
+#include "loop/parked_steps.hpp"
 #include "loop/steps.hpp"
 #include "sched/scope.hpp"
 #include "sched/task.hpp"
@@ -363,6 +364,35 @@ PyObject* threads(PyObject*, PyObject*) {
     });
 }
 
+/// parked_steps(): a tuple for each task of this hub that is parked in a blocking call: (coroutine, what it waits for,
+/// descriptor, since how many seconds, innermost frame, its loop or None).
+PyObject* parked_steps(PyObject*, PyObject*) {
+    return guarded<PyObject*>(nullptr, [] {
+        Ref list = steal(PyList_New(0));
+        Hub* hub = Hub::current();
+        const loop::Steps* steps = hub == nullptr ? nullptr : loop::Steps::existing(*hub);
+        for (loop::Step* step : steps == nullptr ? std::vector<loop::Step*>() : loop::ParkedSteps::instance().of(*steps)) {
+            const Ref frame = cpython::frame_object(hub->tstate(), step->parked_frame());
+            const Ref asyncio_loop = loop::loop_of(*step);
+            const sched::WaitNote& note = step->wait_note();
+            const Ref entry = steal(Py_BuildValue(
+                "(OsidOO)", step->coroutine(), note.what, note.fd,
+                std::chrono::duration<double>(core::coarse_now() - step->parked_at()).count(),
+                frame ? frame.ptr() : Py_None, asyncio_loop ? asyncio_loop.ptr() : Py_None));
+            cpython::check(PyList_Append(list.ptr(), entry.ptr()));
+        }
+        return list.release();
+    });
+}
+
+/// call_when_no_step_is_parked(function): once, after the last parked task of this hub has gone on.
+PyObject* call_when_no_step_is_parked(PyObject*, PyObject* function) {
+    return guarded<PyObject*>(nullptr, [&] {
+        loop::Steps::of(current_hub()).call_when_none_is_parked(function);
+        Py_RETURN_NONE;
+    });
+}
+
 PyObject* statistics(PyObject*, PyObject*) {
     return guarded<PyObject*>(nullptr, [] {
         Hub& hub = current_hub();
@@ -501,6 +531,8 @@ PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"guard_kind", guard_kind, METH_NOARGS, nullptr},
                            {"was_error_lost", was_error_lost, METH_NOARGS, nullptr},
                            {"threads", threads, METH_NOARGS, nullptr},
+                           {"parked_steps", parked_steps, METH_NOARGS, nullptr},
+                           {"call_when_no_step_is_parked", call_when_no_step_is_parked, METH_O, nullptr},
                            {"statistics", statistics, METH_NOARGS, nullptr},
                            {"join_non_daemons", join_non_daemons, METH_NOARGS, nullptr},
                            {"cancel_all", cancel_all, METH_NOARGS, nullptr},

@@ -14,6 +14,7 @@ from gossamer._scope import Scope, Timeout, checkpoint, current, no_switch, scop
 
 TYPE_CHECKING = False  # of typing, which takes 15 ms to import; type checkers know the name
 if TYPE_CHECKING:
+    from gossamer._blocking import blocking_in_tasks
     from gossamer._dump import ThreadSnapshot, dump, snapshot
     from gossamer._several import DoneAndNotDone, as_completed, map, race, wait
     from gossamer.executors import VirtualThreadPoolExecutor
@@ -27,6 +28,7 @@ __all__ = [
     "Timeout",
     "VirtualThreadPoolExecutor",
     "as_completed",
+    "blocking_in_tasks",
     "checkpoint",
     "current",
     "dump",
@@ -49,6 +51,7 @@ _MODULES = {
     "ThreadSnapshot": "gossamer._dump",
     "VirtualThreadPoolExecutor": "gossamer.executors",
     "as_completed": "gossamer._several",
+    "blocking_in_tasks": "gossamer._blocking",
     "dump": "gossamer._dump",
     "map": "gossamer._several",
     "race": "gossamer._several",

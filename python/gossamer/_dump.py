@@ -11,6 +11,7 @@ from gossamer import _core
 
 if TYPE_CHECKING:
     from traceback import FrameSummary
+    from types import FrameType
 
 _OWN_FOLDER = os.path.dirname(__file__) + os.sep
 _LIBRARY_FOLDER = os.path.dirname(os.__file__) + os.sep
@@ -44,14 +45,10 @@ class ThreadSnapshot(NamedTuple):
 
 def snapshot() -> list[ThreadSnapshot]:
     """Return what each virtual thread does, this OS thread's first, each carrier's oldest first."""
-    from traceback import StackSummary, walk_stack
-
     threading = sys.modules.get("threading")
     python_threads = dict(threading._active) if threading else {}
     result = []
     for ident, status, what, fd, is_main, is_daemon, is_scoped, task, age, carrier, frame in _core.threads():
-        stack = StackSummary.extract(walk_stack(frame)) if frame is not None else []
-        stack.reverse()
         result.append(
             ThreadSnapshot(
                 ident=ident,
@@ -64,9 +61,37 @@ def snapshot() -> list[ThreadSnapshot]:
                 is_main=is_main,
                 is_daemon=is_daemon and not is_scoped and not is_main,
                 task=task,
-                stack=[call for call in stack if not call.filename.startswith(_OWN_FOLDER)],
+                stack=stack_of(frame),
             )
         )
+    return result
+
+
+def stack_of(frame: FrameType | None) -> list[FrameSummary]:
+    """Return the calls from the oldest to ``frame``'s, without Gossamer's own."""
+    from traceback import StackSummary, walk_stack
+
+    calls = StackSummary.extract(walk_stack(frame)) if frame is not None else []
+    return [call for call in reversed(calls) if not call.filename.startswith(_OWN_FOLDER)]
+
+
+def _describe_parked_tasks() -> list[str]:
+    """One paragraph an asyncio task that is parked in a blocking call."""
+    parked = _core.parked_steps()
+    if not parked:
+        return []
+    from traceback import format_list
+
+    import asyncio
+
+    tasks = {task.get_coro(): task for loop in {loop for *_, loop in parked if loop} for task in asyncio.all_tasks(loop)}
+    result = []
+    for coroutine, what, fd, age, frame, _loop in parked:
+        task = tasks.get(coroutine)
+        name = f"{task.get_name()!r}, {coroutine.__qualname__}" if task else coroutine.__qualname__
+        where = f" on descriptor {fd}" if fd >= 0 else ""
+        head = f"asyncio task ({name}): parked in {what}{where} for {age:.3f} s"
+        result.append("\n".join([head, *(line.rstrip("\n") for line in format_list(stack_of(frame)))]))
     return result
 
 
@@ -97,7 +122,7 @@ def describe_threads(*, carrier: int | None = None) -> str:
         return "gossamer: no virtual threads"
     carriers = len({thread.carrier for thread in threads})
     head = f"gossamer: {len(threads)} virtual threads" + (f" on {carriers} carriers" if carriers > 1 else "")
-    return "\n\n".join([head, *map(str, threads)])
+    return "\n\n".join([head, *map(str, threads), *_describe_parked_tasks()])
 
 
 def describe_waits(main_waits_for: str) -> str:
@@ -110,7 +135,7 @@ def describe_waits(main_waits_for: str) -> str:
         # The others' main virtual threads are told too, and so may be ready by now.
         if thread.waits_for is None and thread.carrier == _thread.get_ident():
             thread = thread._replace(waits_for=main_waits_for)
-        call = _line_of_program(thread.stack)
+        call = line_of_program(thread.stack)
         where = f", {call.filename}:{call.lineno} in {call.name}" if call else ""
         where += f": {call.line}" if call and call.line else ""
         lines.append(f"  {thread.name}: {thread.waits_for or thread.state}{where}")
@@ -119,7 +144,7 @@ def describe_waits(main_waits_for: str) -> str:
     return "\n".join(lines)
 
 
-def _line_of_program(stack: list[FrameSummary]) -> FrameSummary | None:
+def line_of_program(stack: list[FrameSummary]) -> FrameSummary | None:
     """The innermost call that is not in the standard library, or the innermost of all."""
     for call in reversed(stack):
         if not call.filename.startswith((_LIBRARY_FOLDER, "<frozen ")) or "site-packages" in call.filename:

@@ -20,6 +20,9 @@ else:
         return function
 
 
+#: What a blocking call in an asyncio task can do.
+BLOCKING = ("park", "block", "error")  # the extension knows them by their places
+
 _is_fork_hook_registered = False
 
 
@@ -112,7 +115,7 @@ def run[*Ts](
     Args:
         main: A function, or a coroutine function.
         *args: What it is called with.
-        blocking: What a blocking call in a coroutine does; "park" is the only choice yet.
+        blocking: What a blocking call in an asyncio task does, see `blocking_in_tasks`: "park", "block" or "error".
         carriers: OS threads to run virtual threads on; 1 is the only choice yet.
         grace: Seconds that virtual threads which no scope owns get to clean up after ``main`` has ended.
 
@@ -121,13 +124,14 @@ def run[*Ts](
         DeadlockError: Every virtual thread waits and nothing can wake one.
         ValueError: An argument is none of its choices.
     """
-    if blocking != "park":
-        raise ValueError(f"blocking={blocking!r} is not supported: 'park' is")
+    if blocking not in BLOCKING:
+        raise ValueError(f"blocking={blocking!r} is none of {', '.join(map(repr, BLOCKING))}")
     if carriers != 1:
         raise ValueError(f"carriers={carriers!r} is not supported: 1 is")
     if not callable(main):
         raise TypeError(f"run() needs a callable, not {type(main).__name__}")
     enter(virtual_threads=False)
+    _core.block_in_tasks(BLOCKING.index(blocking))
     try:
         result = main(*args)
         if isinstance(result, CoroutineType):

@@ -10,6 +10,7 @@
 
 #include "cpython/error.hpp"
 #include "cpython/ref.hpp"
+#include "loop/parked_steps.hpp"
 #include "loop/steps.hpp"
 
 namespace gossamer::loop {
@@ -152,7 +153,11 @@ PyObject* throw_method(PyObject* self, PyObject* const* args, Py_ssize_t count) 
     Step* step = count >= 1 && count <= 3 ? parked_step(self) : nullptr;
     if (step != nullptr) {
         PyObject* exception = is_ours(*step, hub) ? exception_of(args, count) : nullptr;
-        return exception == nullptr ? nullptr : method_result(step->resume(exception, &result), result);
+        if (exception == nullptr) {
+            return nullptr;
+        }
+        const PySendResult kind = step->resume(exception, &result);
+        return method_result(kind, result);
     }
     if (count != 1 || is_executing(self) || !starts_on_fiber(hub)) {
         return original_throw(self, args, count);

@@ -9,6 +9,7 @@
 #include "core/assert.hpp"
 #include "cpython/error.hpp"
 #include "cpython/exceptions.hpp"
+#include "loop/parked_steps.hpp"
 #include "loop/step_loop.hpp"
 #include "loop/steps.hpp"
 
@@ -79,27 +80,28 @@ PySendResult Step::resume(PyObject* exception, PyObject** result) noexcept {
 
 /// On the caller's stack, after the step has ended or parked.
 PySendResult Step::outcome(PyObject** result) noexcept {
+    Steps& steps = *steps_;  // the record may be gone once it was given back
     PySendResult kind = PYGEN_NEXT;
+    *result = std::exchange(result_, nullptr);
     if (status_ == ThreadStatus::kRunning) {
-        sched::Hub& hub = steps_->hub();
-        VirtualThread& thread = hub.running();
-        hub.os_thread_exceptions() = caller_exceptions_;
-        state_.leave(hub.tstate(), thread.state);
+        VirtualThread& thread = steps.hub().running();
+        steps.hub().os_thread_exceptions() = caller_exceptions_;
+        state_.leave(steps.hub().tstate(), thread.state);
         thread.inner_waits = parent_;
         kind = result_kind_;
-        *result = std::exchange(result_, nullptr);
         if (exception_ != nullptr) [[unlikely]] {
             return raise_late(kind, result);
         }
         if (!rlocks_.empty()) [[unlikely]] {
             rlocks_.clear();
         }
-        steps_->give_back(*this);
-    } else {
-        *result = std::exchange(result_, nullptr);
+        steps.give_back(*this);
+        if (steps.is_someone_told_when_none_is_parked()) [[unlikely]] {
+            steps.call_if_none_is_parked();
+        }
     }
-    if (steps_->to_complete != nullptr) [[unlikely]] {
-        steps_->to_complete->complete_woken();
+    if (steps.to_complete != nullptr) [[unlikely]] {
+        steps.to_complete->complete_woken();
     }
     return kind;
 }
@@ -111,7 +113,7 @@ PySendResult Step::raise_late(PySendResult kind, PyObject** value) noexcept {
     Ref given = Ref::steal_or_null(std::exchange(*value, nullptr));
     PyObject* coroutine = coroutine_;
     rlocks_.clear();
-    steps_->give_back(*this);
+    steps_->give_back(*this);  // the record may be gone from here on
     if (kind == PYGEN_ERROR) {
         return kind;
     }
@@ -245,7 +247,9 @@ Wake Step::yield() {
 bool Step::raise_cancellation() noexcept {
     for (Step* step = this; step != nullptr; step = step->parent_) {
         if (step->exception_ != nullptr) {
-            PyErr_SetRaisedException(std::exchange(step->exception_, nullptr));
+            const Ref exception = Ref::steal_or_null(std::exchange(step->exception_, nullptr));
+            // Unlike PyErr_SetRaisedException, this chains it to the exception that is handled, as throw() does.
+            PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception.ptr())), exception.ptr());
             return true;
         }
     }

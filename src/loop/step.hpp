@@ -80,6 +80,9 @@ public:
     StepLoop* loop = nullptr;  // of the last park; borrowed, null once it is gone
     Step* next_free = nullptr;
 
+    /// Before the record may vanish with its pages.
+    void forget_allocations() noexcept { std::vector<HeldRLock>().swap(rlocks_); }
+
     /// In a forked child: nobody continues this step.
     void abandon() noexcept;
 

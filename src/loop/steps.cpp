@@ -5,11 +5,11 @@
 
 #include <cstdio>
 #include <new>
-#include <unordered_map>
 
 #include "core/assert.hpp"
 #include "cpython/error.hpp"
 #include "cpython/frames.hpp"
+#include "loop/parked_steps.hpp"
 #include "loop/step_loop.hpp"
 
 namespace gossamer::loop {
@@ -103,6 +103,7 @@ void Steps::give_back(Step& step) noexcept {
         return;
     }
     const core::Stack stack = step.stack();
+    step.forget_allocations();
     stacks_.release(stack, step.is_posted.load());
 }
 
@@ -214,6 +215,25 @@ void Steps::set_result(PyObject* future) {
     }
 }
 
+void Steps::call_when_none_is_parked(PyObject* function) {
+    if (when_none_is_parked_) {
+        cpython::raise(PyExc_RuntimeError, "something waits for this already");
+    }
+    when_none_is_parked_ = cpython::borrow(function);
+}
+
+void Steps::call_if_none_is_parked() noexcept {
+    if (!when_none_is_parked_ || parked_count_ > 0 || hub_.running().inner_waits != nullptr) {
+        return;
+    }
+    const Ref function = std::move(when_none_is_parked_);
+    PyObject* pending = PyErr_GetRaisedException();
+    if (!Ref::steal_or_null(PyObject_CallNoArgs(function.ptr()))) {
+        PyErr_WriteUnraisable(function.ptr());
+    }
+    PyErr_SetRaisedException(pending);
+}
+
 void Steps::condemn(PyObject* coroutine) {
     const std::lock_guard lock(condemned_mutex_);
     condemned_.push_back(coroutine);
@@ -240,7 +260,12 @@ void Steps::close_condemned() noexcept {
 
 void Steps::end() noexcept {
     close_condemned();
-    while (Step* step = ParkedSteps::instance().any_of(*this)) {
+    for (;;) {
+        const std::vector<Step*> parked = ParkedSteps::instance().of(*this);
+        if (parked.empty()) {
+            return;
+        }
+        Step* step = parked.front();  // closing it may run anything
         const Ref coroutine = cpython::borrow(step->coroutine());
         if (!Ref::steal_or_null(close_parked(*step))) {
             PyErr_WriteUnraisable(coroutine.ptr());
@@ -250,11 +275,9 @@ void Steps::end() noexcept {
 
 void Steps::reset_after_fork() noexcept {
     new (&condemned_mutex_) std::mutex;
-    ParkedSteps::instance().for_each([this](Step& step) {
-        if (&step.steps() == this) {
-            step.abandon();
-        }
-    });
+    for (Step* step : ParkedSteps::instance().of(*this)) {
+        step->abandon();
+    }
 }
 
 PyObject* close_parked(Step& step) noexcept {
@@ -285,6 +308,8 @@ PyObject* close_parked(Step& step) noexcept {
     return nullptr;
 }
 
+Ref loop_of(const Step& step) noexcept { return step.loop == nullptr ? Ref() : target_of(step.loop->loop); }
+
 bool forbid_wait(Hub& hub, const sched::WaitNote& note) {
     return guarded(true, [&] {
         PyObject* modules = PyImport_GetModuleDict();
@@ -297,69 +322,5 @@ bool forbid_wait(Hub& hub, const sched::WaitNote& note) {
         return true;
     });
 }
-
-// ---- the steps of the whole process ----
-
-struct ParkedSteps::State {
-    std::mutex mutex;
-    std::unordered_map<PyObject*, Step*> steps;  // under mutex
-};
-
-ParkedSteps& ParkedSteps::instance() noexcept {
-    static ParkedSteps all;
-    return all;
-}
-
-ParkedSteps::State& ParkedSteps::state() noexcept {
-    static auto* state = new State;  // never destroyed: threads may outlive main()
-    return *state;
-}
-
-void ParkedSteps::add(Step& step) {
-    State& all = state();
-    const std::lock_guard lock(all.mutex);
-    all.steps[step.coroutine()] = &step;
-}
-
-void ParkedSteps::remove(Step& step) noexcept {
-    State& all = state();
-    const std::lock_guard lock(all.mutex);
-    all.steps.erase(step.coroutine());
-}
-
-Step* ParkedSteps::find(PyObject* coroutine) noexcept {
-    State& all = state();
-    const std::lock_guard lock(all.mutex);
-    const auto found = all.steps.find(coroutine);
-    return found == all.steps.end() ? nullptr : found->second;
-}
-
-Step* ParkedSteps::any_of(const Steps& steps) noexcept {
-    State& all = state();
-    const std::lock_guard lock(all.mutex);
-    for (const auto& [coroutine, step] : all.steps) {
-        if (&step->steps() == &steps && step->status() != sched::ThreadStatus::kFinished) {
-            return step;
-        }
-    }
-    return nullptr;
-}
-
-std::size_t ParkedSteps::count() noexcept {
-    State& all = state();
-    const std::lock_guard lock(all.mutex);
-    return all.steps.size();
-}
-
-template <typename Visit>
-void ParkedSteps::for_each(Visit visit) {
-    State& all = state();
-    const std::lock_guard lock(all.mutex);
-    for (const auto& [coroutine, step] : all.steps) {
-        visit(*step);
-    }
-}
-
-void ParkedSteps::reset_after_fork() noexcept { new (&state().mutex) std::mutex; }
 
 }  // namespace gossamer::loop

@@ -57,6 +57,11 @@ public:
     /// The loop with steps to complete at the end of a step; see StepLoop::signal.
     StepLoop* to_complete = nullptr;
 
+    /// Calls `function` once, when the last parked step has gone on. Throws ErrorSet: one waits already.
+    void call_when_none_is_parked(PyObject* function);
+    void call_if_none_is_parked() noexcept;
+    bool is_someone_told_when_none_is_parked() const noexcept { return static_cast<bool>(when_none_is_parked_); }
+
     /// Closes coroutines that died on other threads while they were parked here.
     void close_condemned() noexcept;
     void condemn(PyObject* coroutine);
@@ -83,6 +88,7 @@ private:
     core::StackPool stacks_;
     Step* free_ = nullptr;
     std::size_t free_count_ = 0;
+    cpython::Ref when_none_is_parked_;
     std::vector<StepLoop*> loops_;  // borrowed: each takes itself out
     cpython::Ref stub_code_;
     cpython::Ref loop_type_;
@@ -101,32 +107,14 @@ private:
     std::atomic<bool> has_condemned_{false};
 };
 
-/// The steps of the whole process that are parked, by coroutine: any thread may meet the coroutine.
-class ParkedSteps final {
-public:
-    static ParkedSteps& instance() noexcept;
-
-    /// Throws std::bad_alloc.
-    void add(Step& step);
-    void remove(Step& step) noexcept;
-    Step* find(PyObject* coroutine) noexcept;
-    /// Some step of `steps`, or null.
-    Step* any_of(const Steps& steps) noexcept;
-    std::size_t count() noexcept;
-    template <typename Visit>
-    void for_each(Visit visit);
-    void reset_after_fork() noexcept;
-
-private:
-    struct State;
-    State& state() noexcept;
-};
-
 /// Whether tasks stay off fibers: the `greenlet` extension was loaded, which copies slices of the C stack.
 bool are_steps_off() noexcept;
 
 /// The real greenlet was loaded. Says once that tasks stay off fibers.
 void stay_off_fibers(PyObject* greenlet_module);
+
+/// The asyncio loop of a parked step; empty once it is gone.
+cpython::Ref loop_of(const Step& step) noexcept;
 
 /// As close() on the coroutine of a parked step. Returns a new reference, or null with the error set.
 PyObject* close_parked(Step& step) noexcept;
