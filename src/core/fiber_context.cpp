@@ -68,6 +68,46 @@ gossamer_switch_context:
 .size gossamer_switch_context, .-gossamer_switch_context
 
 .p2align 4
+.globl gossamer_call_on_stack
+.hidden gossamer_call_on_stack
+.type gossamer_call_on_stack, @function
+gossamer_call_on_stack:
+    .cfi_startproc
+    endbr64
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    subq $8, %rsp
+    stmxcsr (%rsp)
+    fnstcw 4(%rsp)
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    // On the other stack, the bottom of which ends a walk: what the caller continues with is not known until the return.
+    .cfi_undefined rip
+    movq %rdi, %rbx
+    movq %rcx, %rdi
+    xorl %ebp, %ebp
+    call *%rdx
+    movq (%rbx), %rsp
+    ldmxcsr (%rsp)
+    fldcw 4(%rsp)
+    addq $8, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    .cfi_restore rip
+    .cfi_def_cfa rsp, 8
+    ret
+    .cfi_endproc
+.size gossamer_call_on_stack, .-gossamer_call_on_stack
+
+.p2align 4
 .globl gossamer_fiber_entry
 .hidden gossamer_fiber_entry
 .type gossamer_fiber_entry, @function

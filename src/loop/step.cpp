@@ -27,15 +27,11 @@ void Step::prepare(const core::Stack& stack, PyObject* stub_code) noexcept {
     auto* top = reinterpret_cast<std::byte*>(this);
     const cpython::StackBounds bounds{stack.limit, static_cast<std::size_t>(top - stack.limit)};
     state_.prepare(stub_code, bounds, stack.chunk, stack.chunk_end);
-    context_ = core::make_context(stack.limit, top, &Step::run_bodies, this);
 }
 
-void Step::run_bodies(void* self) {
+void Step::run_body(void* self) {
     auto& step = *static_cast<Step*>(self);
-    for (;;) {
-        step.result_kind_ = step.body_.run(step.coroutine_, step.body_.argument, &step.result_);
-        core::switch_context(step.context_, step.pivot_);
-    }
+    step.result_kind_ = step.body_.run(step.coroutine_, step.body_.argument, &step.result_);
 }
 
 PySendResult Step::start(PyObject* coroutine, const StepBody& body, PyObject** result) noexcept {
@@ -52,7 +48,7 @@ PySendResult Step::start(PyObject* coroutine, const StepBody& body, PyObject** r
     core::ExceptionGlobals& exceptions = hub.os_thread_exceptions();
     caller_exceptions_ = std::exchange(exceptions, {});
     state_.enter(hub.tstate(), thread.state);
-    core::switch_context(pivot_, context_);
+    core::call_on_stack(pivot_, context_, stack_.limit, this, &Step::run_body, this);
     return outcome(result);
 }
 

@@ -93,7 +93,7 @@ private:
     };
 
     static void time_out(core::Timer& timer) noexcept;
-    static void run_bodies(void* self);
+    static void run_body(void* self);
     sched::Wake park_task(Step& leaf, const sched::WaitNote& note, core::Deadline deadline,
                           sched::Cancellable cancellable);
     void suspend(Step& leaf, PyObject* value) noexcept;
@@ -105,8 +105,8 @@ private:
     unsigned long parked_ident() const noexcept { return reinterpret_cast<unsigned long>(this) | 2; }
 
     Steps* const steps_;
-    core::FiberContext context_;  // where the step continues
-    core::FiberContext pivot_;    // where its caller continues
+    core::FiberContext context_;  // where the step continues once it parked
+    core::FiberContext pivot_;    // where its caller, whoever started or resumed it, continues
     core::ExceptionGlobals exceptions_;
     core::ExceptionGlobals caller_exceptions_;
     Step* parent_ = nullptr;         // the step that it runs on top of
