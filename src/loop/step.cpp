@@ -85,13 +85,14 @@ PySendResult Step::outcome(PyObject** result) noexcept {
         state_.leave(steps.hub().tstate(), thread.state);
         thread.inner_waits = parent_;
         kind = result_kind_;
-        if (exception_ != nullptr) [[unlikely]] {
-            return raise_late(kind, result);
-        }
         if (!rlocks_.empty()) [[unlikely]] {
             rlocks_.clear();
         }
-        steps.give_back(*this);
+        if (exception_ != nullptr) [[unlikely]] {
+            kind = raise_late(kind, result);
+        } else {
+            steps.give_back(*this);
+        }
         if (steps.is_someone_told_when_none_is_parked()) [[unlikely]] {
             steps.call_if_none_is_parked();
         }
@@ -108,7 +109,6 @@ PySendResult Step::raise_late(PySendResult kind, PyObject** value) noexcept {
     Ref exception = Ref::steal_or_null(std::exchange(exception_, nullptr));
     Ref given = Ref::steal_or_null(std::exchange(*value, nullptr));
     PyObject* coroutine = coroutine_;
-    rlocks_.clear();
     steps_->give_back(*this);  // the record may be gone from here on
     if (kind == PYGEN_ERROR) {
         return kind;
