@@ -112,6 +112,9 @@ PyObject* leave(PyObject*, PyObject*) {
         if (&hub.running() != &hub.main()) {
             cpython::raise(PyExc_RuntimeError, "only the main virtual thread can leave");
         }
+        if (hub.running().inner_waits != nullptr) {
+            cpython::raise(PyExc_RuntimeError, "a task cannot leave: its step runs on a stack of the hub's");
+        }
         hub.leave();
         Py_RETURN_NONE;
     });
@@ -127,21 +130,29 @@ PyObject* uninstall(PyObject* module, PyObject*) {
     });
 }
 
-/// block_in_tasks(mode): what a blocking call in a task does on this virtual thread, and in those that it spawns if it is
-/// the main one: 0 parks the task, 1 blocks the thread, 2 raises. Returns the mode before.
+sched::BlockingInTasks mode_of(PyObject* number) {
+    const long mode = PyLong_AsLong(number);
+    if (mode < 0 || mode > 2) {
+        cpython::raise(PyExc_ValueError, "no such mode");
+    }
+    return static_cast<sched::BlockingInTasks>(mode);
+}
+
+/// block_in_tasks(mode): what a blocking call does in tasks that this virtual thread runs: 0 parks the task, 1 blocks the
+/// thread, 2 raises. Returns the mode before.
 PyObject* block_in_tasks(PyObject*, PyObject* wanted) {
     return guarded<PyObject*>(nullptr, [&] {
-        const long mode = PyLong_AsLong(wanted);
-        if (mode < 0 || mode > 2) {
-            cpython::raise(PyExc_ValueError, "no such mode");
-        }
+        const sched::BlockingInTasks mode = mode_of(wanted);
+        return PyLong_FromLong(static_cast<long>(std::exchange(current_hub().running().blocking_in_tasks, mode)));
+    });
+}
+
+/// block_in_all_tasks(mode): the same for this virtual thread and all that are spawned from now on.
+PyObject* block_in_all_tasks(PyObject*, PyObject* wanted) {
+    return guarded<PyObject*>(nullptr, [&] {
         Hub& hub = current_hub();
-        const auto before = static_cast<long>(hub.running().blocking_in_tasks);
-        hub.running().blocking_in_tasks = static_cast<sched::BlockingInTasks>(mode);
-        if (&hub.running() == &hub.main()) {
-            hub.blocking_in_tasks = hub.running().blocking_in_tasks;
-        }
-        return PyLong_FromLong(before);
+        hub.blocking_in_tasks = hub.running().blocking_in_tasks = mode_of(wanted);
+        Py_RETURN_NONE;
     });
 }
 
@@ -385,10 +396,18 @@ PyObject* parked_steps(PyObject*, PyObject*) {
     });
 }
 
-/// call_when_no_step_is_parked(function): once, after the last parked task of this hub has gone on.
-PyObject* call_when_no_step_is_parked(PyObject*, PyObject* function) {
+/// has_steps(): whether the caller is a step of a task on a stack of its own, or a task of this hub is parked.
+PyObject* has_steps(PyObject*, PyObject*) {
+    return guarded<PyObject*>(nullptr, [] {
+        Hub& hub = current_hub();
+        return Py_NewRef(hub.running().inner_waits != nullptr || hub.parked_steps() > 0 ? Py_True : Py_False);
+    });
+}
+
+/// call_when_no_step_is_left(function): once, when has_steps() has become false: at the end of a step.
+PyObject* call_when_no_step_is_left(PyObject*, PyObject* function) {
     return guarded<PyObject*>(nullptr, [&] {
-        loop::Steps::of(current_hub()).call_when_none_is_parked(function);
+        loop::Steps::of(current_hub()).call_when_none_is_left(function);
         Py_RETURN_NONE;
     });
 }
@@ -511,6 +530,7 @@ PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"leave", leave, METH_NOARGS, nullptr},
                            {"uninstall", uninstall, METH_NOARGS, nullptr},
                            {"block_in_tasks", block_in_tasks, METH_O, nullptr},
+                           {"block_in_all_tasks", block_in_all_tasks, METH_O, nullptr},
                            {"is_virtual", is_virtual, METH_NOARGS, nullptr},
                            {"checkpoint", checkpoint, METH_NOARGS, nullptr},
                            {"current", current, METH_NOARGS, nullptr},
@@ -532,7 +552,8 @@ PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"was_error_lost", was_error_lost, METH_NOARGS, nullptr},
                            {"threads", threads, METH_NOARGS, nullptr},
                            {"parked_steps", parked_steps, METH_NOARGS, nullptr},
-                           {"call_when_no_step_is_parked", call_when_no_step_is_parked, METH_O, nullptr},
+                           {"has_steps", has_steps, METH_NOARGS, nullptr},
+                           {"call_when_no_step_is_left", call_when_no_step_is_left, METH_O, nullptr},
                            {"statistics", statistics, METH_NOARGS, nullptr},
                            {"join_non_daemons", join_non_daemons, METH_NOARGS, nullptr},
                            {"cancel_all", cancel_all, METH_NOARGS, nullptr},

@@ -14,7 +14,7 @@ def blocking_in_tasks(mode: str, /) -> Iterator[None]:
     """Choose what a blocking call in an asyncio task does, for loops that this thread runs meanwhile.
 
     It may be around ``asyncio.run()`` of any loop, or inside a task of a running one. On an ordinary thread it makes the
-    thread a carrier for that while. Tasks that are parked when it is left go on as usual.
+    thread a carrier for that while, and until tasks that are parked when it is left have gone on.
 
     Args:
         mode: "park" suspends the task alone; "block" blocks the loop, as on plain asyncio; "error" raises RuntimeError,
@@ -39,12 +39,12 @@ def blocking_in_tasks(mode: str, /) -> Iterator[None]:
 
 
 def _leave() -> None:
-    """Leave at once, or with the last parked task: its stack belongs to this thread's hub."""
+    """Leave at once, or soon after the last step of a task on a stack of its own: that stack belongs to the hub."""
     _core.block_in_tasks(_run.BLOCKING.index("block"))
-    if _core.statistics()["parked_steps"] == 0:
-        _run.leave(grace=0)
+    if _core.has_steps():
+        _core.call_when_no_step_is_left(_leave_soon)
     else:
-        _core.call_when_no_step_is_parked(_leave_soon)
+        _run.leave(grace=0)
 
 
 def _leave_soon() -> None:

@@ -131,7 +131,7 @@ def run[*Ts](
     if not callable(main):
         raise TypeError(f"run() needs a callable, not {type(main).__name__}")
     enter(virtual_threads=False)
-    _core.block_in_tasks(BLOCKING.index(blocking))
+    _core.block_in_all_tasks(BLOCKING.index(blocking))
     try:
         result = main(*args)
         if isinstance(result, CoroutineType):

@@ -93,8 +93,8 @@ PySendResult Step::outcome(PyObject** result) noexcept {
         } else {
             steps.give_back(*this);
         }
-        if (steps.is_someone_told_when_none_is_parked()) [[unlikely]] {
-            steps.call_if_none_is_parked();
+        if (steps.is_someone_told_when_none_is_left()) [[unlikely]] {
+            steps.call_if_none_is_left();
         }
     }
     if (steps.to_complete != nullptr) [[unlikely]] {

@@ -215,18 +215,18 @@ void Steps::set_result(PyObject* future) {
     }
 }
 
-void Steps::call_when_none_is_parked(PyObject* function) {
-    if (when_none_is_parked_) {
+void Steps::call_when_none_is_left(PyObject* function) {
+    if (when_none_is_left_) {
         cpython::raise(PyExc_RuntimeError, "something waits for this already");
     }
-    when_none_is_parked_ = cpython::borrow(function);
+    when_none_is_left_ = cpython::borrow(function);
 }
 
-void Steps::call_if_none_is_parked() noexcept {
-    if (!when_none_is_parked_ || parked_count_ > 0 || hub_.running().inner_waits != nullptr) {
+void Steps::call_if_none_is_left() noexcept {
+    if (!when_none_is_left_ || parked_count_ > 0 || hub_.running().inner_waits != nullptr) {
         return;
     }
-    const Ref function = std::move(when_none_is_parked_);
+    const Ref function = std::move(when_none_is_left_);
     PyObject* pending = PyErr_GetRaisedException();
     if (!Ref::steal_or_null(PyObject_CallNoArgs(function.ptr()))) {
         PyErr_WriteUnraisable(function.ptr());

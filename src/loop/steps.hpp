@@ -57,10 +57,10 @@ public:
     /// The loop with steps to complete at the end of a step; see StepLoop::signal.
     StepLoop* to_complete = nullptr;
 
-    /// Calls `function` once, when the last parked step has gone on. Throws ErrorSet: one waits already.
-    void call_when_none_is_parked(PyObject* function);
-    void call_if_none_is_parked() noexcept;
-    bool is_someone_told_when_none_is_parked() const noexcept { return static_cast<bool>(when_none_is_parked_); }
+    /// Calls `function` once, at the end of a step, when none runs or is parked. Throws ErrorSet: one waits already.
+    void call_when_none_is_left(PyObject* function);
+    void call_if_none_is_left() noexcept;
+    bool is_someone_told_when_none_is_left() const noexcept { return static_cast<bool>(when_none_is_left_); }
 
     /// Closes coroutines that died on other threads while they were parked here.
     void close_condemned() noexcept;
@@ -88,7 +88,7 @@ private:
     core::StackPool stacks_;
     Step* free_ = nullptr;
     std::size_t free_count_ = 0;
-    cpython::Ref when_none_is_parked_;
+    cpython::Ref when_none_is_left_;
     std::vector<StepLoop*> loops_;  // borrowed: each takes itself out
     cpython::Ref stub_code_;
     cpython::Ref loop_type_;
