@@ -100,6 +100,9 @@ PySendResult Step::outcome(PyObject** result) noexcept {
     if (steps.to_complete != nullptr) [[unlikely]] {
         steps.to_complete->complete_woken();
     }
+    if (steps.has_condemned()) [[unlikely]] {
+        steps.close_condemned();
+    }
     return kind;
 }
 

@@ -10,7 +10,7 @@ only with the interpreter.
     what could make a comparison worthless          what the harness does about it
     ----------------------------------------------  ---------------------------------------------------------------
     Gossamer was not in the process, or did nothing demands the process's line in GOSSAMER_STATS_FILE: the main
-                                                    thread virtual, and parks > 0 where FILES says so
+                                                    thread virtual, parks > 0 and steps > 0 where FILES says so
     children of the tests were plain                demands lines of other processes where FILES says so
     a method no longer runs, or is skipped          both count, like a failure
     the process dies or hangs                       the method that ran is named; expected.toml cannot excuse it
@@ -56,6 +56,7 @@ class File:
 
     must_park: bool = True  # a run in which nothing parked proves nothing; False: the file may hardly wait
     has_children: bool = False  # starts Python children, which inherit Gossamer; False: hardly any
+    must_step: bool = False  # every step of a coroutine runs on a stack of its own; a run with none proves nothing
     alone: bool = False  # measures time, or disturbs what runs beside it
     ignore: tuple[str, ...] = ()  # patterns of -i; a class's bare name matches its methods (a dotted one would not)
 
@@ -75,6 +76,12 @@ FILES = {
     "test_generators": File(must_park=False),
     "test_gc": File(must_park=False),
     "test_signal": File(has_children=True, alone=True),
+    "test_coroutines": File(must_park=False, must_step=True),
+    "test_asyncgen": File(must_park=False, must_step=True),
+    "test_asyncio.test_tasks": File(must_step=True),
+    "test_asyncio.test_taskgroups": File(must_step=True),
+    "test_asyncio.test_eager_task_factory": File(must_step=True),
+    "test_asyncio.test_timeouts": File(must_step=True),
 }
 REASONS = {
     "os-thread": "it asserts a property of an OS thread",
@@ -122,7 +129,7 @@ STATUSES = {
 }
 START = re.compile(r"(?P<indent> {2})?(?P<name>[^\s()]+) \((?P<where>[\w.<>]*)\)(?P<rest>.*)")
 STATUS = re.compile(r"(?P<status>ok|FAIL|ERROR|expected failure|unexpected success|skipped (?P<reason>'.*'|\".*\"))$")
-MODULE = re.compile(r"^test (?P<name>test_\w+) crashed -- |^(?P<skipped>test_\w+) skipped -- (?P<reason>.*)", re.M)
+MODULE = re.compile(r"^test (?P<name>test_[\w.]+) crashed -- |^(?P<skipped>test_[\w.]+) skipped -- (?P<reason>.*)", re.M)
 BLOCK = re.compile(
     r"^={70}\n(?:ERROR|FAIL): (\S+) \(([\w.<>]*)\).*\n(?:.*\n)?-{70}\n((?:(?!={70}$|-{70}$).*\n)*)", re.M
 )
@@ -381,7 +388,8 @@ def probe(options: Options) -> Interpreter:
         raise HarnessError(f"{options.python} does not start, or lacks its own tests:\n{child.stderr}")
     facts = json.loads(child.stdout)
     tests = Path(facts["tests"])
-    if missing := [file for file in options.files if not ((tests / f"{file}.py").exists() or (tests / file).exists())]:
+    places = {file: tests.joinpath(*file.split(".")) for file in options.files}
+    if missing := [file for file, place in places.items() if not (place.with_suffix(".py").exists() or place.exists())]:
         raise HarnessError(f"{tests} lacks {', '.join(missing)}")
     digest = hashlib.sha256()
     host = [os.uname().release, os.geteuid() == 0]
@@ -515,6 +523,9 @@ def check_stats(file: str, path: Path, pid: int) -> list[str]:
         problems.append("nothing parked")
     if FILES[file].has_children and len(mine) == len(lines):
         problems.append("the children were plain Python: no gossamer.pth in site-packages (see --in-place)")
+    steps = mine[-1].get("steps")
+    if FILES[file].must_step and not (isinstance(steps, int) and steps > 0):
+        problems.append("no coroutine ran on a stack of its own")
     return problems
 
 

@@ -314,12 +314,11 @@ def test_uninstalling_restores_every_entry_of_coroutines():
         async def coroutine(): pass
         kind = type(coroutine.__code__ and (c := coroutine())); c.close()
         def words():
-            # The type up to tp_finalize, its asynchronous methods, and its table of methods.
-            pointers = ctypes.cast(id(kind), ctypes.POINTER(ctypes.c_void_p))
-            type_words = pointers[2:kind.__class__.__basicsize__ // 8 - 12]
-            slots = ctypes.cast(pointers[10], ctypes.POINTER(ctypes.c_void_p))[0:4]
-            table = ctypes.cast(pointers[29], ctypes.POINTER(ctypes.c_void_p))[0:12]
-            return slots, table
+            # tp_as_async, tp_methods with its three entries, and tp_finalize.
+            pointers = ctypes.cast(id(kind) + object.__basicsize__, ctypes.POINTER(ctypes.c_void_p))
+            slots = ctypes.cast(pointers[8], ctypes.POINTER(ctypes.c_void_p))[0:4]
+            table = ctypes.cast(pointers[27], ctypes.POINTER(ctypes.c_void_p))[0:12]
+            return slots, table, pointers[47]
         import asyncio
         before = words()
         import gossamer as gs
