@@ -22,6 +22,7 @@
 #include "interpose/python/method_table.hpp"
 #include "interpose/python/thread_parts.hpp"
 #include "loop/coroutine_slots.hpp"
+#include "loop/greenlet_type.hpp"
 #include "loop/parked_steps.hpp"
 #include "loop/steps.hpp"
 #include "sched/scope.hpp"
@@ -525,6 +526,10 @@ void end_preemption_at_exit(PyObject* module) {
     steal(PyObject_CallMethod(atexit.ptr(), "register", "O", end.ptr()));
 }
 
+PyObject* greenlet_names(PyObject* module, PyObject*) {
+    return guarded<PyObject*>(nullptr, [&] { return loop::create_greenlet_names(module); });
+}
+
 PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"adopt_threading", adopt_threading, METH_NOARGS, nullptr},
                            {"leave", leave, METH_NOARGS, nullptr},
@@ -557,6 +562,7 @@ PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"statistics", statistics, METH_NOARGS, nullptr},
                            {"join_non_daemons", join_non_daemons, METH_NOARGS, nullptr},
                            {"cancel_all", cancel_all, METH_NOARGS, nullptr},
+                           {"greenlet_names", greenlet_names, METH_NOARGS, nullptr},
                            {"after_fork_in_child", after_fork_in_child, METH_NOARGS, nullptr},
                            {"set_slice", set_slice, METH_O, nullptr},
                            {"preemption_status", preemption_status, METH_NOARGS, nullptr},
@@ -587,6 +593,11 @@ int traverse(PyObject* module, visitproc visit, void* arg) {
     Py_VISIT(reinterpret_cast<PyObject*>(state.task_type));
     Py_VISIT(reinterpret_cast<PyObject*>(state.scope_type));
     Py_VISIT(state.threading_names);
+    Py_VISIT(reinterpret_cast<PyObject*>(state.greenlet_type));
+    Py_VISIT(reinterpret_cast<PyObject*>(state.greenlet_thread_type));
+    Py_VISIT(reinterpret_cast<PyObject*>(state.greenlet_token_type));
+    Py_VISIT(state.greenlet_exit);
+    Py_VISIT(state.greenlet_error);
     return 0;
 }
 
@@ -597,6 +608,11 @@ int clear(PyObject* module) {
     Py_CLEAR(state.threading_names);
     Py_CLEAR(state.trace_hook_name);
     Py_CLEAR(state.profile_hook_name);
+    Py_CLEAR(state.greenlet_type);
+    Py_CLEAR(state.greenlet_thread_type);
+    Py_CLEAR(state.greenlet_token_type);
+    Py_CLEAR(state.greenlet_exit);
+    Py_CLEAR(state.greenlet_error);
     return 0;
 }
 

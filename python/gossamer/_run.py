@@ -7,7 +7,7 @@ import _thread
 import sys
 from types import CoroutineType
 
-from gossamer import _core
+from gossamer import _core, _greenlet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,12 +32,14 @@ def enter(*, virtual_threads: bool) -> None:
     if not _is_fork_hook_registered:
         _core.register_fork_hooks()
         _is_fork_hook_registered = True
+    _greenlet.install()
     _core.enter(virtual_threads)
 
 
 def uninstall() -> None:
     """Put back every function that entering has replaced; RuntimeError while virtual threads run."""
     _core.uninstall()
+    _greenlet.uninstall()
     objects = sys.modules.get("gossamer._thread_objects")
     if objects is not None:
         objects.uninstall()

@@ -68,6 +68,14 @@ public:
 
     /// Parks: no. Thread: carrier. Python: attached.
     void save(PyThreadState& tstate) noexcept {
+        save_shared(tstate);
+        if (has_rare(tstate, usual_origin_depth)) {
+            save_rare(tstate);
+        }
+    }
+
+    /// The same without what belongs to the thread: for one of several stacks of a thread (loop/greenlet_thread.hpp).
+    void save_shared(PyThreadState& tstate) noexcept {
         version_.save(tstate);
         chunk_ = tstate.datastack_chunk;
         chunk_top_ = tstate.datastack_top;
@@ -78,10 +86,11 @@ public:
         context_ = tstate.context;
         tracing_ = tstate.tracing;
         what_event_ = tstate.what_event;
-        if (has_rare(tstate, usual_origin_depth)) {
-            save_rare(tstate);
-        }
     }
+
+    /// The context of a fiber that does not run: null for none. Owned by the fiber.
+    PyObject* context() const noexcept { return context_; }
+    void set_context(PyObject* context) noexcept { context_ = context; }
 
     /// Parks: no. Thread: carrier. Python: attached.
     void restore(PyThreadState& tstate) noexcept {

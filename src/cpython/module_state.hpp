@@ -13,6 +13,13 @@ struct ModuleState {
     PyObject* threading_names = nullptr;    // the dictionary of the module threading, once it is imported
     PyObject* trace_hook_name = nullptr;    // "_trace_hook"
     PyObject* profile_hook_name = nullptr;  // "_profile_hook"
+
+    // of the module greenlet (src/loop), made when it is imported
+    PyTypeObject* greenlet_type = nullptr;
+    PyTypeObject* greenlet_thread_type = nullptr;
+    PyTypeObject* greenlet_token_type = nullptr;
+    PyObject* greenlet_exit = nullptr;
+    PyObject* greenlet_error = nullptr;
 };
 
 extern PyModuleDef core_module;

@@ -44,6 +44,8 @@ public:
     PyObject* release() noexcept { return std::exchange(object_, nullptr); }
     void reset() noexcept { Ref().swap(*this); }
     void swap(Ref& other) noexcept { std::swap(object_, other.object_); }
+    /// Exchanges what it owns with what a plain word owns.
+    void swap_with(PyObject*& word) noexcept { std::swap(object_, word); }
     explicit operator bool() const noexcept { return object_ != nullptr; }
 
 private:

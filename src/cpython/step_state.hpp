@@ -75,6 +75,7 @@ public:
         depth_ = caller_remaining_ - tstate.py_recursion_remaining;
         tracing_ = tstate.tracing;
         what_event_ = tstate.what_event;
+        parked_bounds_ = thread.bounds();  // of a greenlet's stack, if it parks inside of one
         tstate.py_recursion_remaining = caller_remaining_;
         tstate.tracing = caller_tracing_;
         tstate.what_event = caller_what_event_;
@@ -87,6 +88,7 @@ public:
 
     void resume(PyThreadState& tstate, FiberState& thread) noexcept {
         keep_caller(tstate, thread);
+        thread.set_bounds(parked_bounds_);
         frames_.restore(tstate);
         tstate.exc_info = exc_info_;
         tstate.datastack_chunk = parked_chunk_;
@@ -214,7 +216,7 @@ private:
         PyObject* executor = std::exchange(executor_, nullptr);
         tstate.current_executor = executor;
         Py_XDECREF(executor);  // the frame that runs it has a reference of its own
-        apply_bounds(tstate, bounds_);
+        apply_bounds(tstate, parked_bounds_);
 #else
         tstate.c_recursion_remaining = c_remaining_;
 #endif
@@ -312,6 +314,7 @@ private:
     PyObject** parked_top_ = nullptr;
     PyObject** parked_limit_ = nullptr;
     StackBounds bounds_;
+    StackBounds parked_bounds_;
     _PyInterpreterFrame stub_{};
 #if PY_VERSION_HEX >= 0x030E0000
     decltype(PyThreadState::current_executor) caller_executor_ = nullptr;

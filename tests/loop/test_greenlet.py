@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Greenlets on fibers: what greenlet's documentation says, beside virtual threads and inside of asyncio tasks."""
+
+import asyncio
+import contextvars
+import subprocess
+import sys
+import threading
+import time
+
+import gossamer as gs
+import pytest
+
+
+def inside(function):
+    """Run a test in Gossamer, with the module as its argument."""
+
+    def test():
+        def main():
+            import greenlet
+
+            return function(greenlet)
+
+        gs.run(main)
+
+    test.__name__ = function.__name__
+    return test
+
+
+@inside
+def test_two_greenlets_take_turns(greenlet):
+    """The first example of the documentation."""
+    log = []
+
+    def first():
+        log.append(12)
+        second_one.switch()
+        log.append(34)
+
+    def second():
+        log.append(56)
+        first_one.switch()
+        log.append(78)
+
+    first_one, second_one = greenlet.greenlet(first), greenlet.greenlet(second)
+    first_one.switch()
+
+    assert [12, 56, 34] == log
+    assert (True, False) == (first_one.dead, second_one.dead)
+
+
+@inside
+def test_values_go_both_ways(greenlet):
+    def add(left, right):
+        number = greenlet.getcurrent().parent.switch(left + right)
+        return number * 2
+
+    one = greenlet.greenlet(add)
+
+    assert 3 == one.switch(1, right=2)
+    assert 42 == one.switch(21)
+    assert ((1, 2), {"name": 3}) == greenlet.greenlet(lambda *args, **names: (args, names)).switch(1, 2, name=3)
+
+
+@inside
+def test_an_exception_reaches_the_parent_and_a_thrown_one_the_greenlet(greenlet):
+    def wait():
+        try:
+            greenlet.getcurrent().parent.switch()
+        except KeyError as error:
+            return error
+
+    one = greenlet.greenlet(wait)
+    one.switch()
+    error = KeyError("thrown")
+
+    assert error is one.throw(error)
+    with pytest.raises(ZeroDivisionError):
+        greenlet.greenlet(lambda: 1 / 0).switch()
+
+
+@inside
+def test_a_greenlet_that_nobody_wants_ends_by_greenlet_exit(greenlet):
+    ended = []
+
+    def wait():
+        try:
+            greenlet.getcurrent().parent.switch()
+        except greenlet.GreenletExit:
+            ended.append(True)
+            raise
+
+    one = greenlet.greenlet(wait)
+    one.switch()
+    del one
+
+    assert [True] == ended
+
+
+@inside
+def test_each_greenlet_has_a_context_of_its_own(greenlet):
+    variable = contextvars.ContextVar("variable", default=0)
+    variable.set(1)
+
+    def change():
+        before = variable.get()
+        variable.set(2)
+        greenlet.getcurrent().parent.switch(before)
+        return variable.get()
+
+    fresh, given = greenlet.greenlet(change), greenlet.greenlet(change)
+    given.gr_context = contextvars.copy_context()
+
+    assert [0, 1] == [fresh.switch(), given.switch()]
+    assert [2, 2] == [fresh.switch(), given.switch()]
+    assert 1 == variable.get()
+
+
+@inside
+def test_a_wait_in_a_greenlet_parks_its_virtual_thread(greenlet):
+    order = []
+
+    def work(number):
+        def sleep():
+            order.append(("sleeps", number))
+            gs.checkpoint()
+            return greenlet.getcurrent()
+
+        one = greenlet.greenlet(sleep)
+        assert one is one.switch()
+        order.append(("slept", number))
+
+    with gs.scope() as scope:
+        for number in range(2):
+            scope.spawn(work, number)
+
+    assert [("sleeps", 0), ("sleeps", 1), ("slept", 0), ("slept", 1)] == order
+
+
+@inside
+def test_recursion_has_the_same_limit_in_a_greenlet(greenlet):
+    def depth(level=0):
+        try:
+            return depth(level + 1)
+        except RecursionError:
+            return level
+
+    assert depth() == pytest.approx(greenlet.greenlet(depth).switch(), abs=60)
+
+
+@inside
+def test_a_greenlet_of_another_thread_is_refused(greenlet):
+    one = greenlet.greenlet(lambda: None)
+
+    def switch():
+        with pytest.raises(greenlet.error, match="different thread"):
+            one.switch()
+
+    with gs.scope() as scope:
+        scope.spawn(switch)
+
+
+def test_greenlets_work_on_an_ordinary_thread():
+    results = []
+
+    def switch():
+        import greenlet
+
+        one = greenlet.greenlet(lambda number: greenlet.getcurrent().parent.switch(number) + 1)
+        results.append((one.switch(5), one.switch(7)))
+
+    def main():
+        thread = threading.Thread(target=switch)
+        thread.start()
+        thread.join()
+        switch()
+
+    gs.run(main)
+    switch()
+
+    assert [(5, 8)] * 3 == results
+
+
+def await_only(greenlet, awaitable):
+    """As SQLAlchemy's: leaves the greenlet, and the task awaits for it."""
+    return greenlet.getcurrent().parent.switch(awaitable)
+
+
+async def greenlet_spawn(greenlet, function, *args):
+    """As SQLAlchemy's: runs ``function`` in a greenlet, and awaits what it hands out."""
+    one = greenlet.greenlet(function, greenlet.getcurrent())
+    one.gr_context = greenlet.getcurrent().gr_context
+    result = one.switch(*args)
+    while not one.dead:
+        try:
+            value = await result
+        except BaseException:
+            result = one.throw(*sys.exc_info())
+        else:
+            result = one.switch(value)
+    return result
+
+
+@inside
+def test_greenlets_of_many_tasks_await_and_block(greenlet):
+    """In each task a greenlet awaits, then blocks, then awaits again, and none comes back on another's stack."""
+
+    def work(number):
+        await_only(greenlet, asyncio.sleep(0))
+        time.sleep(0.001 * (number % 3))
+        inner = await_only(greenlet, greenlet_spawn(greenlet, nested, number))
+        return number, inner
+
+    def nested(number):
+        time.sleep(0.001 * (number % 2))
+        return await_only(greenlet, asyncio.sleep(0, number))
+
+    async def main():
+        return await asyncio.gather(*(greenlet_spawn(greenlet, work, number) for number in range(100)))
+
+    assert [(number, number) for number in range(100)] == asyncio.run(main())
+
+
+@inside
+def test_a_cancellation_reaches_a_greenlet_in_a_task(greenlet):
+    seen = []
+
+    def work():
+        try:
+            time.sleep(3600)
+        except asyncio.CancelledError:
+            seen.append("sleep")
+        try:
+            await_only(greenlet, asyncio.sleep(3600))
+        except asyncio.CancelledError:
+            seen.append("await")
+        return "ended"
+
+    async def main():
+        task = asyncio.create_task(greenlet_spawn(greenlet, work))
+        for _ in range(2):
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            task.cancel()
+        return await task
+
+    assert "ended" == asyncio.run(main())
+    assert ["sleep", "await"] == seen
+
+
+def test_the_module_is_ours_only_inside_and_where_the_extension_was_not_loaded_first():
+    program = """
+import sys
+from gossamer import _run
+import gossamer as gs
+def main():
+    import greenlet
+    return greenlet.__spec__.origin
+print(gs.run(main).endswith("_greenlet.py"))
+_run.uninstall()
+print(any("gossamer" in type(finder).__module__ for finder in sys.meta_path))
+"""
+
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+
+    assert ["True", "False"] == result.stdout.split()
