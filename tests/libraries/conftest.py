@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import resource
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +34,24 @@ REDIS_PACKAGES = [
     "liblua5.1-0",
     "libatomic1",
     "libsystemd0",
+]
+
+POSTGRES_PACKAGES = [
+    "postgresql-15|postgresql-17|postgresql-18",
+    "libpq5",
+    "libicu72|libicu76|libicu78",
+    "libxml2|libxml2-16",
+    "libldap-2.5-0|libldap2",
+    "libsasl2-2",
+    "libgssapi-krb5-2",
+    "libkrb5-3",
+    "libk5crypto3",
+    "libkrb5support0",
+    "libkeyutils1",
+    "libcom-err2",
+    "libpam0g",
+    "libnuma1",
+    "liburing2",
 ]
 
 # What a program has at hand, and what it tells at its end.
@@ -113,13 +134,7 @@ def many_descriptors() -> None:
 @pytest.fixture(scope="session")
 def redis_folder() -> Path:
     """The folder where Debian's packages of Redis are, the system's or unpacked for us."""
-    if Path("/usr/bin/redis-server").exists():
-        return Path("/")
-    folder = ROOT / "build" / "deb"
-    if not (folder / "usr" / "bin" / "redis-server").exists():
-        unpack = [sys.executable, str(ROOT / "tools" / "deb.py"), "unpack", str(folder), *REDIS_PACKAGES]
-        subprocess.run(unpack, check=True, capture_output=True)
-    return folder
+    return unpacked("usr/bin/redis-server", REDIS_PACKAGES)
 
 
 @pytest.fixture(scope="session")
@@ -135,3 +150,46 @@ def redis_server(redis_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
             if "eady to accept connections" in line:
                 break
         yield port
+
+
+def unpacked(wanted: str, packages: list[str]) -> Path:
+    """The folder that has ``wanted``: the system's root, or where Debian's packages are unpacked for us."""
+    if any(Path("/").glob(wanted)):
+        return Path("/")
+    folder = ROOT / "build" / "deb"
+    if not any(folder.glob(wanted)):
+        unpack = [sys.executable, str(ROOT / "tools" / "deb.py"), "unpack", str(folder), *packages]
+        subprocess.run(unpack, check=True, capture_output=True)
+    return folder
+
+
+def no_root() -> None:
+    """In a child: PostgreSQL refuses to run as root."""
+    if os.geteuid() == 0:
+        nobody = pwd.getpwnam("nobody")
+        os.setgid(nobody.pw_gid)
+        os.setuid(nobody.pw_uid)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[int]:
+    """The port of a PostgreSQL server with the user and database ``postgres``, who needs no password."""
+    folder = unpacked("usr/lib/postgresql/*/bin/postgres", POSTGRES_PACKAGES)
+    programs = sorted(folder.glob("usr/lib/postgresql/*/bin"))[-1]
+    environment = os.environ | {"LD_LIBRARY_PATH": str(folder / "usr/lib/x86_64-linux-gnu"), "LC_ALL": "C"}
+    with socket.create_server(("127.0.0.1", 0)) as placeholder:
+        port = placeholder.getsockname()[1]
+    with tempfile.TemporaryDirectory(dir="/tmp") as data:
+        if os.geteuid() == 0:
+            shutil.chown(data, "nobody")
+        options: dict[str, Any] = {"env": environment, "cwd": "/", "preexec_fn": no_root}
+        initialise = [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
+        subprocess.run([*map(str, initialise)], check=True, capture_output=True, **options)
+        serve = [programs / "postgres", "-D", data, "-p", port, "-c", "listen_addresses=127.0.0.1"]
+        settings = ["unix_socket_directories=", "fsync=off", "jit=off", "max_connections=300"]
+        serve += [word for setting in settings for word in ("-c", setting)]
+        with child([*map(str, serve)], stderr=subprocess.PIPE, **options) as process:
+            for line in process.stderr:
+                if "ready to accept connections" in line:
+                    break
+            yield port
