@@ -8,13 +8,46 @@ import pytest
 
 pytest.importorskip("sqlalchemy")
 pytest.importorskip("asyncpg")
-pytest.importorskip("psycopg")
 
 QUERIES = 50
 
 
+def test_the_asyncio_engine_may_block_in_between(run_program, postgres_server):
+    """A blocking call between two queries suspends its task alone: the queue is filled by another one."""
+    facts = run_program(
+        """
+import asyncio, queue
+import sqlalchemy
+from sqlalchemy.ext.asyncio import create_async_engine
+
+port, count = sys.argv[1], int(sys.argv[2])
+ready = queue.Queue()
+
+async def query(engine, number):
+    async with engine.connect() as connection:
+        ready.put(number) if number == 0 else ready.put(number + ready.get() * 0)
+        return (await connection.execute(sqlalchemy.text("SELECT CAST(:number AS int)"), {"number": number})).scalar()
+
+async def main():
+    url = f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres"
+    engine = create_async_engine(url, pool_size=count, max_overflow=0)
+    answers = await asyncio.gather(*(query(engine, number) for number in reversed(range(count))))
+    await engine.dispose()
+    return answers
+
+report(right=asyncio.run(main()) == list(reversed(range(count))))
+""",
+        postgres_server,
+        QUERIES,
+    )
+
+    assert {"right": True} == facts
+
+
 def test_plain_and_asyncio_engine_beside_each_other(run_program, postgres_server):
     """No query ends before the last one of both kinds has begun: each waits until the server counts them all."""
+    pytest.importorskip("psycopg", reason="psycopg finds no libpq", exc_type=ImportError)
+
     facts = run_program(
         """
 import asyncio
