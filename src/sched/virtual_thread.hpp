@@ -132,7 +132,6 @@ public:
     bool is_timed_out = false;
     std::atomic<bool> has_cancellation{false};  // any thread
     std::atomic<bool> is_interrupted{false};    // any thread
-    BlockingInTasks blocking_in_tasks = BlockingInTasks::kPark;
     int cancel_requests = 0;                    // raised or not; a scope withdraws its own
     int unraised_cancellations = 0;             // of scopes
     unsigned cancellations_raised = 0;
@@ -143,6 +142,7 @@ public:
     bool is_scoped = false;  // a scope waits for it
     int shield_depth = 0;
     int no_switch_depth = 0;
+    BlockingInTasks blocking_in_tasks = BlockingInTasks::kPark;
     WaitNote wait_note;
     core::Nanoseconds born{};
     Entry entry;
