@@ -63,7 +63,8 @@ void plan_steps() {
     static std::once_flag planned;
     std::call_once(planned, [] {
         Hub::forbids_wait = &loop::forbid_wait;
-        interpose::adopt_when_imported("_asyncio", [](PyObject*) { loop::install_slots(); });
+        interpose::adopt_when_imported("_asyncio", [](PyObject*) { loop::install_slots(); },
+                                       [](PyObject*) { loop::uninstall_slots(); });
         interpose::plan_when_imported("greenlet._greenlet", &loop::stay_off_fibers);
     });
 }
@@ -124,7 +125,7 @@ PyObject* leave(PyObject*, PyObject*) {
 /// Raises while a task is parked in a blocking call.
 PyObject* uninstall(PyObject* module, PyObject*) {
     return guarded<PyObject*>(nullptr, [&] {
-        loop::uninstall_slots();
+        loop::require_none_parked();
         interpose::uninstall();
         Py_CLEAR(cpython::state_of_module(module).threading_names);  // entering again adopts it again
         Py_RETURN_NONE;

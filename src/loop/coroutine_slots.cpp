@@ -244,12 +244,15 @@ void install_slots() {
     store(PyCoro_Type.tp_as_async->am_send, &send);
 }
 
+void require_none_parked() {
+    if (const std::size_t count = ParkedSteps::instance().count(); count > 0) {
+        cpython::raise(PyExc_RuntimeError, "%zu tasks are parked in blocking calls", count);
+    }
+}
+
 void uninstall_slots() {
     if (!is_installed) {
         return;
-    }
-    if (const std::size_t count = ParkedSteps::instance().count(); count > 0) {
-        cpython::raise(PyExc_RuntimeError, "%zu tasks are parked in blocking calls", count);
     }
     is_installed = false;
     store(PyCoro_Type.tp_as_async->am_send, original_send);

@@ -15,8 +15,11 @@ namespace gossamer::loop {
 /// Replaces the entries, unless they are. Throws ErrorSet, ImportError, when this Python's are not understood.
 void install_slots();
 
-/// Puts the originals back. Throws ErrorSet, RuntimeError, while a coroutine is parked.
+/// Puts the originals back; no coroutine is parked.
 void uninstall_slots();
+
+/// Throws ErrorSet, RuntimeError, while a coroutine of the process is parked.
+void require_none_parked();
 
 bool are_slots_installed() noexcept;
 

@@ -385,16 +385,17 @@ assert gs.run(main) == list(range(5))
 
 
 def test_tasks_park_in_interpreters_with_a_gil_of_their_own():
-    from test_interpreters import create, run
+    from test_interpreters import create, interpreters, run
 
     import_path = f"import sys; sys.path[:] = {sys.path!r}\n"
-    errors = []
+    results = []
 
     def run_in_one() -> None:
+        interpreter = create()
         try:
-            errors.append(run(create(), import_path + INTERPRETER))
-        except BaseException as error:
-            errors.append(error)
+            results.append(run(interpreter, import_path + INTERPRETER))
+        finally:
+            interpreters.destroy(interpreter)
 
     threads = [threading.Thread(target=run_in_one) for _ in range(2)]
     for thread in threads:
@@ -402,4 +403,4 @@ def test_tasks_park_in_interpreters_with_a_gil_of_their_own():
     for thread in threads:
         thread.join()
 
-    assert [None, None] == errors
+    assert [None, None] == results
