@@ -295,7 +295,7 @@ def test_run_in_several_os_threads_at_once():
     assert [(0, 45), (1, 45), (2, 45)] == sorted(results.get() for _ in range(3))
 
 
-@pytest.mark.parametrize("arguments", [{"blocking": "block"}, {"blocking": None}, {"carriers": 2}, {"carriers": 0}])
+@pytest.mark.parametrize("arguments", [{"blocking": "spin"}, {"blocking": None}, {"carriers": 2}, {"carriers": 0}])
 def test_run_refuses_what_does_not_work_yet_before_it_enters(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         gs.run(int, **arguments)
