@@ -63,8 +63,8 @@ void plan_steps() {
     static std::once_flag planned;
     std::call_once(planned, [] {
         Hub::forbids_wait = &loop::forbid_wait;
-        interpose::adopt_when_imported("_asyncio", [](PyObject*) { loop::install_slots(); },
-                                       [](PyObject*) { loop::uninstall_slots(); });
+        interpose::adopt_when_imported(
+            "_asyncio", [](PyObject*) { loop::install_slots(); }, [](PyObject*) { loop::uninstall_slots(); });
         interpose::plan_when_imported("greenlet._greenlet", &loop::stay_off_fibers);
     });
 }
@@ -384,14 +384,15 @@ PyObject* parked_steps(PyObject*, PyObject*) {
         Ref list = steal(PyList_New(0));
         Hub* hub = Hub::current();
         const loop::Steps* steps = hub == nullptr ? nullptr : loop::Steps::existing(*hub);
-        for (loop::Step* step : steps == nullptr ? std::vector<loop::Step*>() : loop::ParkedSteps::instance().of(*steps)) {
+        for (loop::Step* step :
+             steps == nullptr ? std::vector<loop::Step*>() : loop::ParkedSteps::instance().of(*steps)) {
             const Ref frame = cpython::frame_object(hub->tstate(), step->parked_frame());
             const Ref asyncio_loop = loop::loop_of(*step);
             const sched::WaitNote& note = step->wait_note();
-            const Ref entry = steal(Py_BuildValue(
-                "(OsidOO)", step->coroutine(), note.what, note.fd,
-                std::chrono::duration<double>(core::coarse_now() - step->parked_at()).count(),
-                frame ? frame.ptr() : Py_None, asyncio_loop ? asyncio_loop.ptr() : Py_None));
+            const Ref entry =
+                steal(Py_BuildValue("(OsidOO)", step->coroutine(), note.what, note.fd,
+                                    std::chrono::duration<double>(core::coarse_now() - step->parked_at()).count(),
+                                    frame ? frame.ptr() : Py_None, asyncio_loop ? asyncio_loop.ptr() : Py_None));
             cpython::check(PyList_Append(list.ptr(), entry.ptr()));
         }
         return list.release();
@@ -419,13 +420,13 @@ PyObject* statistics(PyObject*, PyObject*) {
         Hub& hub = current_hub();
         const sched::HubStatistics& counts = hub.statistics();
         const loop::Steps* steps = loop::Steps::existing(hub);
-        return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:O,s:K,s:K,s:n}", "spawned", counts.spawned, "finished",
-                             counts.finished, "parks", counts.parks, "switches", counts.switches.load(), "polls",
-                             counts.polls, "waits", counts.waits, "preemptions", counts.preemptions, "deadlocks",
-                             counts.deadlocks, "live", static_cast<Py_ssize_t>(hub.live_count()), "main_is_virtual",
-                             hub.main().is_main() ? Py_True : Py_False, "steps", steps == nullptr ? 0 : steps->started,
-                             "step_parks", steps == nullptr ? 0 : steps->parks, "parked_steps",
-                             static_cast<Py_ssize_t>(hub.parked_steps()));
+        return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:O,s:K,s:K,s:n}", "spawned", counts.spawned,
+                             "finished", counts.finished, "parks", counts.parks, "switches", counts.switches.load(),
+                             "polls", counts.polls, "waits", counts.waits, "preemptions", counts.preemptions,
+                             "deadlocks", counts.deadlocks, "live", static_cast<Py_ssize_t>(hub.live_count()),
+                             "main_is_virtual", hub.main().is_main() ? Py_True : Py_False, "steps",
+                             steps == nullptr ? 0 : steps->started, "step_parks", steps == nullptr ? 0 : steps->parks,
+                             "parked_steps", static_cast<Py_ssize_t>(hub.parked_steps()));
     });
 }
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from gossamer import _core, _run
 
+
 @contextmanager
 def blocking_in_tasks(mode: str, /) -> Iterator[None]:
     """Choose what a blocking call in an asyncio task does, for loops that this thread runs meanwhile.

@@ -84,7 +84,9 @@ def _describe_parked_tasks() -> list[str]:
 
     import asyncio
 
-    tasks = {task.get_coro(): task for loop in {loop for *_, loop in parked if loop} for task in asyncio.all_tasks(loop)}
+    tasks = {
+        task.get_coro(): task for loop in {loop for *_, loop in parked if loop} for task in asyncio.all_tasks(loop)
+    }
     result = []
     for coroutine, what, fd, age, frame, _loop in parked:
         task = tasks.get(coroutine)

@@ -16,7 +16,8 @@ namespace {
 
 constexpr std::size_t kPage = 4096;
 constexpr std::size_t kChunkBytes = 16 * 1024;
-constexpr std::size_t kTopOffset = 2816;  // of `top` in its page; starting a threading.Thread on 3.14 takes 2,792 of it, and 824 above the record
+constexpr std::size_t kTopOffset =
+    2816;  // of `top` in its page; starting a threading.Thread on 3.14 takes 2,792 of it, and 824 above the record
 constexpr std::size_t kSlabBytes = std::size_t{128} << 20;
 constexpr int kMadvGuardInstall = 102;  // linux/mman.h of 6.13; glibc 2.36 does not name it
 constexpr std::uint64_t kCanary = 0x676f7373616d6572;

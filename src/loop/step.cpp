@@ -287,7 +287,8 @@ void Step::hold_rlock(PyObject* rlock, unsigned long& owner) noexcept {
 
 void Step::drop_rlock(PyObject* rlock) noexcept {
     for (Step* step = this; step != nullptr; step = step->parent_) {
-        const auto found = std::ranges::find_if(step->rlocks_, [&](const HeldRLock& held) { return held.rlock.ptr() == rlock; });
+        const auto found =
+            std::ranges::find_if(step->rlocks_, [&](const HeldRLock& held) { return held.rlock.ptr() == rlock; });
         if (found != step->rlocks_.end()) {
             const Ref last = std::move(found->rlock);  // the caller has one of its own
             step->rlocks_.erase(found);

@@ -18,12 +18,12 @@ namespace gossamer::loop {
 
 struct StepLoop {
     PyObject ob_base;
-    Steps* steps;             // null once the hub is gone
-    PyObject* loop;           // a weak reference
-    PyObject* key;            // the loop, borrowed, for comparing
+    Steps* steps;                  // null once the hub is gone
+    PyObject* loop;                // a weak reference
+    PyObject* key;                 // the loop, borrowed, for comparing
     sched::VirtualThread* thread;  // that runs the loop
     int event_fd;
-    bool is_usable;    // the loop took the reader
+    bool is_usable;  // the loop took the reader
     bool is_signalled;
     core::IntrusiveList<Step> parked;
     core::IntrusiveList<Step> woken;

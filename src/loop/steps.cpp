@@ -49,7 +49,8 @@ bool are_steps_off() noexcept { return steps_are_off.load(std::memory_order_rela
 void stay_off_fibers(PyObject*) {
     if (!steps_are_off.exchange(true)) {
         std::fputs(
-            "gossamer: the greenlet extension is loaded, so a blocking call in an asyncio task blocks its loop\n", stderr);
+            "gossamer: the greenlet extension is loaded, so a blocking call in an asyncio task blocks its loop\n",
+            stderr);
     }
 }
 

@@ -77,7 +77,8 @@ public:
     std::size_t parked_count_ = 0;
 
 private:
-    static constexpr std::size_t kFreeSteps = 64;  // the rest goes back to the pool, which drops pages beyond its own limit
+    static constexpr std::size_t kFreeSteps =
+        64;  // the rest goes back to the pool, which drops pages beyond its own limit
 
     cpython::Ref running_loop();
     cpython::Ref current_coroutine(PyObject* loop);

@@ -118,6 +118,9 @@ public:
         return hub != nullptr && hub->tstate_ == cpython::attached_thread_state() ? hub : nullptr;
     }
 
+    /// Whether the calling OS thread is a carrier. Thread: any. Python: not needed.
+    static bool is_carrier() noexcept { return of_this_os_thread() != nullptr; }
+
     /// Makes the calling OS thread a carrier and the calling code its main virtual thread. Throws ErrorSet when it is one
     /// already. Python: attached.
     static Hub& enter();

@@ -129,7 +129,9 @@ STATUSES = {
 }
 START = re.compile(r"(?P<indent> {2})?(?P<name>[^\s()]+) \((?P<where>[\w.<>]*)\)(?P<rest>.*)")
 STATUS = re.compile(r"(?P<status>ok|FAIL|ERROR|expected failure|unexpected success|skipped (?P<reason>'.*'|\".*\"))$")
-MODULE = re.compile(r"^test (?P<name>test_[\w.]+) crashed -- |^(?P<skipped>test_[\w.]+) skipped -- (?P<reason>.*)", re.M)
+MODULE = re.compile(
+    r"^test (?P<name>test_[\w.]+) crashed -- |^(?P<skipped>test_[\w.]+) skipped -- (?P<reason>.*)", re.M
+)
 BLOCK = re.compile(
     r"^={70}\n(?:ERROR|FAIL): (\S+) \(([\w.<>]*)\).*\n(?:.*\n)?-{70}\n((?:(?!={70}$|-{70}$).*\n)*)", re.M
 )

@@ -226,3 +226,23 @@ def test_ctrl_c_while_everything_is_parked_ends_as_plain_pythons(run_both):
 
     assert plain[0] == virtual[0] == -signal.SIGINT
     assert plain[2].splitlines()[-1] == virtual[2].splitlines()[-1]
+
+
+def test_a_carrier_that_is_a_daemon_and_computes_does_not_crash_the_end(tmp_path):
+    """3.12 ended its OS thread by unwinding the stack of the fiber that it was on, in one run of three."""
+    program = tmp_path / "program.py"
+    program.write_text("""
+import threading, gossamer as gs
+up = threading.Event()
+def compute():
+    up.set()
+    while True: pass
+def main():
+    with gs.scope() as scope: scope.spawn(compute)
+threading.Thread(target=gs.run, args=(main,), daemon=True).start()
+up.wait()
+""")
+
+    runs = [subprocess.run([sys.executable, program], timeout=60, capture_output=True, check=False) for _ in range(12)]
+
+    assert [(0, b"")] * 12 == [(run.returncode, run.stderr) for run in runs]

@@ -56,7 +56,9 @@ def test_block_blocks_the_loop_as_on_plain_asyncio():
 
 def test_error_names_the_call_and_its_line():
     async def main():
-        with pytest.raises(RuntimeError, match=r"SimpleQueue.get would block the event loop at .*tasks\.py:\d+") as caught:
+        with pytest.raises(
+            RuntimeError, match=r"SimpleQueue.get would block the event loop at .*tasks\.py:\d+"
+        ) as caught:
             blocking_get(queue.SimpleQueue())
         assert "in blocking_get: return gate.get()" in str(caught.value)
         with pytest.raises(RuntimeError, match=r"time.sleep would block .*test_steps_modes"):

@@ -12,7 +12,7 @@
 #include "cpython/ref.hpp"
 #include <string_view>
 
-#include "interpose/libc/relocation_table.hpp"
+#include "interpose/libc/redirected_calls.hpp"
 #include "interpose/python/install.hpp"
 #include "interpose/python/late_import.hpp"
 #include "interpose/python/method_table.hpp"
@@ -44,12 +44,6 @@ int set_async_exception(unsigned long ident, PyObject* exception) {
         });
         return is_virtual ? 1 : PyThreadState_SetAsyncExc(ident, exception);
     });
-}
-
-SymbolRedirection& redirection() noexcept {
-    static SymbolRedirection redirection(kSymbol, reinterpret_cast<void*>(&PyThreadState_SetAsyncExc),
-                                         reinterpret_cast<void*>(&set_async_exception));
-    return redirection;
 }
 
 /// Whether `args` asks for the symbol in a library: `((name, library),)`. The name may be bytes, or an ordinary string.
@@ -101,9 +95,11 @@ void release_ctypes(PyObject* module) {
 
 }  // namespace
 
-void redirect_calls_in_new_objects() noexcept { redirection().redirect_in_new_objects(); }
-
-void restore_calls() noexcept { redirection().restore(); }
+SymbolRedirection& async_exception_redirection() noexcept {
+    static SymbolRedirection redirection(kSymbol, reinterpret_cast<void*>(&PyThreadState_SetAsyncExc),
+                                         reinterpret_cast<void*>(&set_async_exception));
+    return redirection;
+}
 
 void plan_async_exception() { adopt_when_imported("_ctypes", &adopt_ctypes, &release_ctypes); }
 

@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "cpython/error.hpp"
+#include "interpose/libc/redirected_calls.hpp"
 #include "interpose/python/late_import.hpp"
 #include "interpose/python/method_table.hpp"
 #include "sched/hub.hpp"

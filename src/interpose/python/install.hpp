@@ -34,11 +34,6 @@ void release_buffered_types();
 void adopt_thread_ends();
 void release_thread_ends() noexcept;
 
-/// C calls by name that are redirected, in the objects that have been loaded since the last time. Thread: any.
-void redirect_calls_in_new_objects() noexcept;
-/// Every such call goes to the original again. Thread: any.
-void restore_calls() noexcept;
-
 /// Swaps the tables, which serve every interpreter, unless they are swapped already, and adopts what this interpreter has of
 /// its own. Throws ErrorSet. Python: attached.
 void install();

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpython/ref.hpp"
+#include "interpose/libc/redirected_calls.hpp"
 #include "interpose/python/install.hpp"
 #include "interpose/python/method_table.hpp"
 
