@@ -180,19 +180,22 @@ Wake Step::park_task(Step& leaf, const sched::WaitNote& note, core::Deadline dea
         future = Py_NewRef(awaited.ptr());
         result_ = awaited.release();
         ParkedSteps::instance().add(*this);
+        if (!deadline.is_never()) {
+            hub.timers().arm(*this, deadline);
+        }
+        if (loop->drives) {
+            loop->arrange_call();
+        }
         return true;
     });
     // What ran in between may have woken us.
     if (!is_prepared || std::exchange(was_woken_, false)) {
-        if (is_prepared) {
-            ParkedSteps::instance().remove(*this);
-        }
-        Ref dropped = Ref::steal_or_null(std::exchange(result_, nullptr));
-        Ref dropped_too = Ref::steal_or_null(std::exchange(future, nullptr));
-        return is_prepared ? Wake::kReady : Wake::kFailed;
-    }
-    if (!deadline.is_never()) {
-        hub.timers().arm(*this, deadline);
+        hub.timers().disarm(*this);
+        ParkedSteps::instance().remove(*this);
+        const Ref given = Ref::steal_or_null(std::exchange(result_, nullptr));
+        const Ref kept = Ref::steal_or_null(std::exchange(future, nullptr));
+        const bool is_timed_out = std::exchange(is_timed_out_, false);
+        return !is_prepared ? Wake::kFailed : is_timed_out ? Wake::kTimedOut : Wake::kReady;
     }
     wait_note_ = note;
     parked_at_ = core::coarse_now();

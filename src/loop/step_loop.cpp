@@ -3,7 +3,9 @@
 
 #include "loop/step_loop.hpp"
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <new>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -11,6 +13,7 @@
 #include "cpython/error.hpp"
 #include "cpython/ref.hpp"
 #include "loop/steps.hpp"
+#include "sched/wait.hpp"
 
 namespace gossamer::loop {
 
@@ -30,11 +33,23 @@ PyObject* step_loop_call(PyObject* self, PyObject*, PyObject*) {
     [[maybe_unused]] const ssize_t got = ::read(joined.event_fd, &count, sizeof count);
     joined.is_signalled = false;
     const Ref keep_alive = cpython::borrow(self);
+    return guarded<PyObject*>(nullptr, [&] {
+    if (joined.drives && joined.steps != nullptr) {
+        const sched::Wake wake = joined.steps->hub().drive();
+        if (wake != sched::Wake::kReady) {
+            sched::raise_wake(joined.steps->hub(), wake);
+        }
+        joined.next_call = core::Deadline::never();
+    }
     joined.complete_woken();
+    if (joined.drives && joined.steps != nullptr) {
+        joined.arrange_call();
+    }
     if (joined.steps != nullptr && joined.steps->has_condemned()) {
         joined.steps->close_condemned();
     }
     Py_RETURN_NONE;
+    });
 }
 
 int step_loop_traverse(PyObject* self, visitproc visit, void* arg) {
@@ -69,6 +84,9 @@ void step_loop_dealloc(PyObject* self) {
         if (joined.steps->to_complete == &joined) {
             joined.steps->to_complete = nullptr;
         }
+        if (joined.drives && std::ranges::none_of(joined.steps->loops(), &StepLoop::drives)) {
+            joined.steps->hub().end_to_be_driven();
+        }
     }
     if (joined.event_fd >= 0) {
         ::close(joined.event_fd);
@@ -90,6 +108,13 @@ PyType_Spec spec = {
     "gossamer._core.StepLoop", sizeof(StepLoop), 0,
     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE, slots};
 
+/// Whether the loop waits in an object of the module `selectors`, or in one of ours, whose waits park.
+bool waits_in_selector(PyObject* loop) {
+    const Ref selector = Ref::steal_or_null(PyObject_GetAttrString(loop, "_selector"));
+    PyErr_Clear();
+    return static_cast<bool>(selector);
+}
+
 }  // namespace
 
 void StepLoop::signal() noexcept {
@@ -105,6 +130,21 @@ void StepLoop::signal() noexcept {
     const std::uint64_t one = 1;
     // EAGAIN: the counter is full, so it is readable.
     [[maybe_unused]] const ssize_t written = ::write(event_fd, &one, sizeof one);
+}
+
+void StepLoop::arrange_call() {
+    sched::Hub& hub = steps->hub();
+    const core::Deadline deadline = hub.timers().next();
+    if (deadline.is_never() || (!next_call.is_never() && next_call.time() <= deadline.time())) {
+        return;
+    }
+    const Ref of_loop = loop_of(*this);
+    if (!of_loop) {
+        return;
+    }
+    const core::Nanoseconds delay = std::max(deadline.time() - hub.now(), core::Nanoseconds(0));
+    steal(PyObject_CallMethod(of_loop.ptr(), "call_later", "dO", std::chrono::duration<double>(delay).count(), &ob_base));
+    next_call = deadline;
 }
 
 void StepLoop::complete_woken() noexcept {
@@ -151,6 +191,12 @@ StepLoop* attach_to_loop(Steps& steps, PyObject* loop) {
     steps.loops().push_back(&joined);
     joined.steps = &steps;
     const Ref added = steal(PyObject_CallMethod(loop, "add_reader", "iO", joined.event_fd, object.ptr()));
+    joined.next_call = core::Deadline::never();
+    joined.drives = !waits_in_selector(loop);
+    if (joined.drives) {
+        steal(PyObject_CallMethod(loop, "add_reader", "iO", steps.hub().reactor().fd(), object.ptr()));
+        steps.hub().begin_to_be_driven();
+    }
     joined.is_usable = true;
     return &joined;  // the loop has it
 }

@@ -7,10 +7,15 @@
 //
 // A woken step is put on a list. The loop completes what is there when it finds the eventfd readable, or at the end of the
 // step that runs now: then nothing is written.
+//
+// A loop of the standard library waits in a selector, which parks its virtual thread: the hub waits for the kernel. One
+// that waits in C code (uvloop) holds the OS thread, so it must drive the hub: the hub's epoll descriptor is another
+// reader, and the loop's timers stand in for the hub's next deadline.
 #pragma once
 
 #include "cpython/api.hpp"
 
+#include "core/deadline.hpp"
 #include "core/intrusive_list.hpp"
 #include "loop/step.hpp"
 
@@ -25,11 +30,16 @@ struct StepLoop {
     int event_fd;
     bool is_usable;  // the loop took the reader
     bool is_signalled;
+    bool drives;  // the loop waits in C code: it drives the hub (Hub::drive)
+    core::Deadline next_call;  // of the loop's timer for the hub's next deadline; never: none is set
     core::IntrusiveList<Step> parked;
     core::IntrusiveList<Step> woken;
 
     /// Has the woken steps completed soon. Parks: no. Thread: carrier.
     void signal() noexcept;
+
+    /// Before a step gives way to a loop that drives the hub: has it come back at the hub's next deadline. Throws ErrorSet.
+    void arrange_call();
 
     /// Completes the futures of the woken steps, so that asyncio goes on with their tasks. Errors are unraisable.
     void complete_woken() noexcept;

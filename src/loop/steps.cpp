@@ -309,7 +309,8 @@ PyObject* close_parked(Step& step) noexcept {
     return nullptr;
 }
 
-Ref loop_of(const Step& step) noexcept { return step.loop == nullptr ? Ref() : target_of(step.loop->loop); }
+Ref loop_of(const StepLoop& joined) noexcept { return target_of(joined.loop); }
+Ref loop_of(const Step& step) noexcept { return step.loop == nullptr ? Ref() : loop_of(*step.loop); }
 
 bool forbid_wait(Hub& hub, const sched::WaitNote& note) {
     return guarded(true, [&] {

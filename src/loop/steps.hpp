@@ -115,6 +115,7 @@ bool are_steps_off() noexcept;
 void stay_off_fibers(PyObject* greenlet_module);
 
 /// The asyncio loop of a parked step; empty once it is gone.
+cpython::Ref loop_of(const StepLoop& joined) noexcept;
 cpython::Ref loop_of(const Step& step) noexcept;
 
 /// As close() on the coroutine of a parked step. Returns a new reference, or null with the error set.

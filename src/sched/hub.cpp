@@ -216,6 +216,7 @@ VirtualThread& Hub::spawn(const Entry& entry, std::size_t stack_bytes) {
     ++live_count_;
     ++statistics_.spawned;
     ready_.push(*thread);
+    ask_driver();
     return *thread;
 }
 
@@ -485,6 +486,14 @@ void Hub::look_around() noexcept {
     expire_timers();
 }
 
+Wake Hub::drive() {
+    is_asleep_.store(true);  // before looking: what is posted later makes the descriptor readable
+    was_driver_asked_ = false;
+    reactor_->poll();  // also where nobody waits: the descriptor is readable for a wake-up too
+    look_around();
+    return ready_.is_empty() && preempted_.is_empty() ? Wake::kReady : yield_thread();
+}
+
 void Hub::look_after_events() noexcept {
     attention_.store(false);
     const bool was_deadlocked = was_deadlocked_.exchange(false);
@@ -554,7 +563,7 @@ void Hub::wait_for_work() {
     if (main_ident_ != 0) {
         pthread_sigmask(SIG_SETMASK, &previous, nullptr);
     }
-    is_asleep_.store(false);
+    is_asleep_.store(is_driven_);  // a driven hub is woken by its descriptor at any time
     is_hopeless_.store(false);
 }
 

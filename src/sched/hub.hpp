@@ -166,6 +166,7 @@ public:
         if (thread.status == ThreadStatus::kParked) {
             thread.status = ThreadStatus::kReady;
             ready_.push(thread);
+            ask_driver();
         }
     }
 
@@ -285,6 +286,20 @@ public:
     /// Parks: no. Thread: carrier.
     void look_around() noexcept;
 
+    /// From now on somebody else's loop waits for the kernel on this OS thread, without the hub: reactor().fd() becomes
+    /// readable when there is something to do, and the loop then calls drive(). Thread: carrier.
+    void begin_to_be_driven() noexcept {
+        is_driven_ = true;
+        is_asleep_.store(true);
+        ask_driver();  // virtual threads may be ready already
+    }
+    void end_to_be_driven() noexcept {
+        is_driven_ = false;
+        is_asleep_.store(false);
+    }
+    /// Looks around and lets every ready virtual thread run once. Parks: yes. Thread: carrier. Python: attached.
+    [[nodiscard]] Wake drive();
+
     /// What src/loop keeps for this hub; made when first needed.
     HubExtension* extension() const noexcept { return extension_.get(); }
     void set_extension(std::unique_ptr<HubExtension> extension) noexcept { extension_ = std::move(extension); }
@@ -322,6 +337,13 @@ private:
     static void set_for_this_os_thread(Hub* hub) noexcept;
 
     void post_letter(Parkable& whom) noexcept;
+    /// A virtual thread is ready, and who drives the hub may be about to sleep.
+    void ask_driver() noexcept {
+        if (is_driven_ && !was_driver_asked_) [[unlikely]] {
+            was_driver_asked_ = true;
+            reactor_->wake_up();
+        }
+    }
     void switch_away() noexcept;
     void switch_to(VirtualThread& next) noexcept;
     void finish_running() noexcept;
@@ -374,6 +396,8 @@ private:
     int external_wakes_expected_ = 0;
     std::uint64_t handled_signals_ = 0;
     int usual_origin_depth_ = 0;
+    bool is_driven_ = false;
+    bool was_driver_asked_ = false;
     bool is_shuffled_ = false;
     std::uint64_t shuffle_state_ = 0;
     std::vector<VirtualThread*> shuffled_;  // ready, taken off ready_ in one go; drawn from until it is empty
