@@ -28,6 +28,8 @@ ROWS = (
     "spawn_join",
     "cold_spawn",
     "parked_memory",
+    "step",
+    "parked_tasks",
     "echo",
     "lock",
     "startup",

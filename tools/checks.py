@@ -24,6 +24,7 @@ LAYERS = {  # a layer: those that it may include
     "cpython": ("core", "cpython"),
     "sched": ("core", "cpython", "sched"),
     "interpose": ("core", "cpython", "sched", "interpose"),
+    "loop": ("core", "cpython", "sched", "loop"),
 }
 OURS = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 OF_CPYTHON = re.compile(r"\b_?Py(?:_\w+|[A-Z]\w*)|\bPython\.h\b")

@@ -3,12 +3,14 @@
 
 #include <cfenv>
 #include <exception>
+#include <functional>
 #include <gtest/gtest.h>
 #include <initializer_list>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <unwind.h>
+#include <utility>
 #include <vector>
 #include <xmmintrin.h>
 
@@ -427,6 +429,84 @@ TEST_F(FiberContextTest, AThousandFibersTakeTurns) {
         EXPECT_EQ(10, turns[static_cast<std::size_t>(index)]);
         EXPECT_TRUE(fibers[static_cast<std::size_t>(index)]->is_done());
     }
+}
+
+/// A call on another stack: it may be left for its caller, and continued from anywhere.
+class StackCall final {
+public:
+    explicit StackCall(StackPool& pool) : pool_(pool), stack_(pool.acquire()) {}
+    StackCall(const StackCall&) = delete;
+    StackCall& operator=(const StackCall&) = delete;
+    ~StackCall() { pool_.release(stack_, false); }
+
+    void start(std::function<void(StackCall&)> body) {
+        body_ = std::move(body);
+        call_on_stack(caller_, callee_, stack_.limit, stack_.top, &StackCall::run, this);
+    }
+    void go_on() { switch_context(caller_, callee_); }
+    void leave() { switch_context(callee_, caller_); }
+    bool is_inside(const void* address) const noexcept { return stack_.limit <= address && address < stack_.top; }
+
+private:
+    static void run(void* self) { static_cast<StackCall*>(self)->body_(*static_cast<StackCall*>(self)); }
+
+    StackPool& pool_;
+    Stack stack_;
+    FiberContext caller_;
+    FiberContext callee_;
+    std::function<void(StackCall&)> body_;
+};
+
+TEST_F(FiberContextTest, ACallOnAnotherStackReturnsToItsCaller) {
+    StackCall call(pool);
+    bool is_inside = false;
+
+    call.start([&](StackCall& self) { is_inside = self.is_inside(__builtin_frame_address(0)); });
+
+    EXPECT_TRUE(is_inside);
+}
+
+TEST_F(FiberContextTest, ACallThatWasLeftReturnsToWhoeverContinuedItLast) {
+    if (testing::kIsSanitized) {
+        GTEST_SKIP() << "to a sanitizer a context is one stack's for ever";
+    }
+    StackCall call(pool);
+    std::vector<int> order;
+
+    call.start([&](StackCall& self) {
+        order.push_back(1);
+        self.leave();
+        order.push_back(3);
+        self.leave();
+        order.push_back(6);
+    });
+    order.push_back(2);
+    call.go_on();
+    order.push_back(4);
+    StackCall other(pool);
+    other.start([&](StackCall&) {
+        order.push_back(5);
+        call.go_on();  // from another stack than the one that started it
+        order.push_back(7);
+    });
+
+    EXPECT_EQ((std::vector<int>{1, 2, 3, 4, 5, 6, 7}), order);
+}
+
+TEST_F(FiberContextTest, ACallOnAnotherStackLeavesTheCallersControlWordsAlone) {
+    StackCall call(pool);
+    const unsigned int before = _mm_getcsr();
+
+    call.start([&](StackCall& self) {
+        self.leave();
+        _MM_SET_ROUNDING_MODE(_MM_ROUND_UP);
+    });
+    _MM_SET_ROUNDING_MODE(_MM_ROUND_DOWN);
+    call.go_on();
+    const unsigned int rounding = _MM_GET_ROUNDING_MODE();
+    _mm_setcsr(before);
+
+    EXPECT_EQ(static_cast<unsigned int>(_MM_ROUND_DOWN), rounding);
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ def main(count: int) -> str:
         assert_type(scope.live_tasks, int)
         assert_type(scope.cancelled, bool)
         scope.cancel()
-    with gs.timeout(2), gs.shield(), gs.no_switch():
+    with gs.timeout(2), gs.shield(), gs.no_switch(), gs.blocking_in_tasks("park"):
         gs.checkpoint()
         gs.sleep(0.1)
     assert_type(gs.current(), gs.Task[Any] | None)
