@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a blocking call inside an asyncio task does: parks the task, blocks the loop as in asyncio, or is an error."""
+"""What a blocking call inside an asyncio task does: parks the task, blocks the loop as ever, or is an error."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from gossamer import _core, _run
 def blocking_in_tasks(mode: str, /) -> Iterator[None]:
     """Choose what a blocking call in an asyncio task does, for loops that this thread runs meanwhile.
 
-    It may be around ``asyncio.run()`` of any loop, or inside a task of a running one. On an ordinary thread it makes
-    the thread a carrier for that while, and until tasks that are parked when it is left have gone on.
+    It may be around ``asyncio.run()`` of any loop, or inside a task of a running one. It makes an ordinary thread a
+    carrier for that while, and until tasks that are parked when it is left have gone on.
 
     Args:
         mode: "park" suspends the task alone; "block" blocks the loop, as on plain asyncio; "error" raises RuntimeError,

@@ -80,9 +80,8 @@ def _describe_parked_tasks() -> list[str]:
     parked = _core.parked_steps()
     if not parked:
         return []
-    from traceback import format_list
-
     import asyncio
+    from traceback import format_list
 
     tasks = {
         task.get_coro(): task for loop in {loop for *_, loop in parked if loop} for task in asyncio.all_tasks(loop)

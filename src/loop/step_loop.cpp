@@ -34,21 +34,21 @@ PyObject* step_loop_call(PyObject* self, PyObject*, PyObject*) {
     joined.is_signalled = false;
     const Ref keep_alive = cpython::borrow(self);
     return guarded<PyObject*>(nullptr, [&] {
-    if (joined.drives && joined.steps != nullptr) {
-        const sched::Wake wake = joined.steps->hub().drive();
-        if (wake != sched::Wake::kReady) {
-            sched::raise_wake(joined.steps->hub(), wake);
+        if (joined.drives && joined.steps != nullptr) {
+            const sched::Wake wake = joined.steps->hub().drive();
+            if (wake != sched::Wake::kReady) {
+                sched::raise_wake(joined.steps->hub(), wake);
+            }
+            joined.next_call = core::Deadline::never();
         }
-        joined.next_call = core::Deadline::never();
-    }
-    joined.complete_woken();
-    if (joined.drives && joined.steps != nullptr) {
-        joined.arrange_call();
-    }
-    if (joined.steps != nullptr && joined.steps->has_condemned()) {
-        joined.steps->close_condemned();
-    }
-    Py_RETURN_NONE;
+        joined.complete_woken();
+        if (joined.drives && joined.steps != nullptr) {
+            joined.arrange_call();
+        }
+        if (joined.steps != nullptr && joined.steps->has_condemned()) {
+            joined.steps->close_condemned();
+        }
+        Py_RETURN_NONE;
     });
 }
 
@@ -143,7 +143,8 @@ void StepLoop::arrange_call() {
         return;
     }
     const core::Nanoseconds delay = std::max(deadline.time() - hub.now(), core::Nanoseconds(0));
-    steal(PyObject_CallMethod(of_loop.ptr(), "call_later", "dO", std::chrono::duration<double>(delay).count(), &ob_base));
+    steal(
+        PyObject_CallMethod(of_loop.ptr(), "call_later", "dO", std::chrono::duration<double>(delay).count(), &ob_base));
     next_call = deadline;
 }
 

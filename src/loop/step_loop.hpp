@@ -30,7 +30,7 @@ struct StepLoop {
     int event_fd;
     bool is_usable;  // the loop took the reader
     bool is_signalled;
-    bool drives;  // the loop waits in C code: it drives the hub (Hub::drive)
+    bool drives;               // the loop waits in C code: it drives the hub (Hub::drive)
     core::Deadline next_call;  // of the loop's timer for the hub's next deadline; never: none is set
     core::IntrusiveList<Step> parked;
     core::IntrusiveList<Step> woken;

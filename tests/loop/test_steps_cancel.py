@@ -7,9 +7,8 @@ import threading
 import traceback
 
 import pytest
-from tasks import in_task, settle
-
 from gossamer import _core
+from tasks import in_task, settle
 
 
 @in_task

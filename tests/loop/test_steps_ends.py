@@ -14,11 +14,10 @@ import textwrap
 import threading
 import weakref
 
-import pytest
-from tasks import in_task, settle
-
 import gossamer as gs
+import pytest
 from gossamer import _core
+from tasks import in_task, settle
 
 
 def run_program(source: str, *, plain: bool = False) -> subprocess.CompletedProcess[str]:
@@ -77,7 +76,7 @@ def test_a_task_that_sleeps_lives_though_nobody_refers_to_it():
         log.append("woken")
 
     async def main() -> None:
-        asyncio.create_task(sleeper())
+        asyncio.create_task(sleeper())  # noqa: RUF006 - that nobody keeps it is what this is about
         await settle()
         gc.collect()
         while not log:

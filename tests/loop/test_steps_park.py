@@ -11,11 +11,10 @@ import threading
 import time
 import types
 
-import pytest
-from tasks import blocking_get, in_task, settle
-
 import gossamer as gs
+import pytest
 from gossamer import _core
+from tasks import blocking_get, in_task, settle
 
 
 @in_task
@@ -37,7 +36,7 @@ async def test_a_call_may_wait_at_any_depth():
     gate = queue.SimpleQueue()
 
     def deep(levels):
-        return deep(levels - 1) if levels else list(map(blocking_get, [gate]))[0]
+        return deep(levels - 1) if levels else next(map(blocking_get, [gate]))
 
     async def await_deep(levels):
         return await await_deep(levels - 1) if levels else deep(20)

@@ -11,11 +11,10 @@ import queue
 import sys
 import threading
 
-import pytest
-from tasks import blocking_get, in_task, settle
-
 import gossamer as gs
+import pytest
 from gossamer import _core
+from tasks import blocking_get, in_task, settle
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="unset")
 

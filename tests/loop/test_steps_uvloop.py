@@ -7,10 +7,9 @@ import socket
 import threading
 import time
 
+import gossamer as gs
 import pytest
 from tasks import settle
-
-import gossamer as gs
 
 uvloop = pytest.importorskip("uvloop")
 
@@ -117,7 +116,7 @@ def test_a_cancelled_task_ends():
 
 def test_blocking_is_an_error_where_it_is_asked_for():
     async def main():
-        with pytest.raises(RuntimeError, match="time.sleep would block"):
+        with pytest.raises(RuntimeError, match=r"time.sleep would block"):
             time.sleep(10)
 
     with gs.blocking_in_tasks("error"):
