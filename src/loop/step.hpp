@@ -75,6 +75,9 @@ public:
     /// The innermost step that parked together with this one, and the innermost frame of all.
     _PyInterpreterFrame* parked_frame() const noexcept { return state_.parked_frame(); }
 
+    /// The frame below the step's, which is no Python function's.
+    const _PyInterpreterFrame* bottom_frame() const noexcept { return state_.stub(); }
+
     /// The future that asyncio waits for while the step is parked: owned by the loop's StepLoop, through this word.
     PyObject* future = nullptr;
     StepLoop* loop = nullptr;  // of the last park; borrowed, null once it is gone

@@ -141,11 +141,11 @@ bool Steps::is_in_task() noexcept {
     return result;
 }
 
-/// Whether an import is under way: the import system knows its users by thread, and tasks of a loop are one. A module that
+/// Whether an import is under way in the step, or in one on top of it: the import system knows its users by thread, and tasks of a loop are one. A module that
 /// is half imported must not be seen by the others, so the call blocks, as on plain asyncio.
-bool Steps::is_importing() noexcept {
+bool Steps::is_importing(const Step& step) noexcept {
     const _PyInterpreterFrame* frame = cpython::running_frame(hub_.tstate());
-    for (; frame != nullptr; frame = frame->previous) {
+    for (; frame != nullptr && frame != step.bottom_frame(); frame = frame->previous) {
         if (reinterpret_cast<PyObject*>(cpython::code_of(*frame)) == import_code_.ptr()) {
             return true;
         }
@@ -170,7 +170,7 @@ Step* Steps::target(Step& innermost) noexcept {
         if (step == nullptr && !PyCoro_CheckExact(coroutine.ptr()) && innermost.parent() == nullptr) {
             step = &innermost;  // a coroutine of another type drives ours
         }
-        if (step == nullptr || is_importing()) {
+        if (step == nullptr || is_importing(*step)) {
             return nullptr;
         }
         step->loop = loop_for(loop.ptr());
@@ -279,6 +279,7 @@ void Steps::reset_after_fork() noexcept {
     for (Step* step : ParkedSteps::instance().of(*this)) {
         step->abandon();
     }
+    parked_count_ = 0;
 }
 
 PyObject* close_parked(Step& step) noexcept {

@@ -83,7 +83,7 @@ private:
     cpython::Ref running_loop();
     cpython::Ref current_coroutine(PyObject* loop);
     StepLoop* loop_for(PyObject* loop);
-    bool is_importing() noexcept;
+    bool is_importing(const Step& step) noexcept;
 
     sched::Hub& hub_;
     core::StackPool stacks_;

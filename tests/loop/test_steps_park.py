@@ -14,6 +14,7 @@ import types
 import gossamer as gs
 import pytest
 from gossamer import _core
+from gossamer.testing import virtual_clock
 from tasks import blocking_get, in_task, settle
 
 
@@ -573,6 +574,50 @@ async def test_an_import_that_waits_blocks_the_loop_as_on_plain_asyncio(tmp_path
     os_thread.start()
 
     assert [1, 1] == await asyncio.gather(importer(), importer())
+
+
+def test_tasks_of_a_loop_that_runs_while_its_module_is_imported_park(tmp_path, monkeypatch):
+    """The import is below the loop, not inside of a task."""
+    (tmp_path / "module_that_runs_a_loop.py").write_text("import test_gate\nresult = test_gate.run()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "test_gate", gate := types.ModuleType("test_gate"))
+
+    async def main():
+        channel = queue.SimpleQueue()
+
+        async def getter():
+            return channel.get()
+
+        task = asyncio.create_task(getter())
+        await settle()
+        channel.put("given")
+        return await task
+
+    gate.run = lambda: asyncio.run(main())
+
+    def import_it():
+        import module_that_runs_a_loop
+
+        return module_that_runs_a_loop.result
+
+    assert "given" == gs.run(import_it)
+
+
+def test_tasks_sleep_by_a_virtual_clock():
+    async def sleeper(log):
+        time.sleep(3600)
+        log.append(1)
+
+    async def main():
+        log = []
+        await asyncio.gather(*(sleeper(log) for _ in range(3)))
+        return log
+
+    def with_clock():
+        with virtual_clock():
+            return asyncio.run(main())
+
+    assert [1, 1, 1] == gs.run(with_clock)
 
 
 @pytest.mark.parametrize("park", ["block", "error"])
