@@ -330,6 +330,31 @@ async def test_c_recursion_in_a_task_is_an_error_not_a_crash():
 
 
 @in_task
+async def test_c_recursion_is_an_error_also_where_a_coroutine_driven_by_hand_parked_its_task():
+    """The task parks with two stacks; it goes on on the inner one, whose bounds are what counts."""
+    nested = []
+    for _ in range(100_000):
+        nested = [nested]
+    gate = queue.SimpleQueue()
+
+    async def inner():
+        gate.get()
+        with pytest.raises(RecursionError):
+            repr(nested)
+
+    async def worker():
+        with pytest.raises(StopIteration):
+            inner().send(None)
+        with pytest.raises(RecursionError):
+            repr(nested)
+
+    task = asyncio.create_task(worker())
+    await settle()
+    gate.put(None)
+    await task
+
+
+@in_task
 async def test_a_trace_function_sees_a_task_that_parks():
     gate = queue.SimpleQueue()
     seen = collections.Counter()
