@@ -25,6 +25,7 @@
 #include "loop/greenlet_type.hpp"
 #include "loop/parked_steps.hpp"
 #include "loop/steps.hpp"
+#include "loop/parts.hpp"
 #include "sched/scope.hpp"
 #include "sched/task.hpp"
 #include "sched/wait.hpp"
@@ -571,6 +572,7 @@ PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"end_preemption", end_preemption, METH_NOARGS, nullptr},
                            {"report_uncaught", report_uncaught, METH_O, nullptr},
                            {"end_by_interrupt", end_by_interrupt, METH_NOARGS, nullptr},
+                           {"adopt_asyncio", _PyCFunction_CAST(loop::adopt_asyncio), METH_FASTCALL, nullptr},
                            {"register_fork_hooks", register_fork_hooks, METH_NOARGS, nullptr},
                            {}};
 
@@ -586,6 +588,7 @@ int execute(PyObject* module) noexcept {
         state->scope_type = sched::create_scope_type(module);
         cpython::check(PyModule_AddObjectRef(module, "Task", reinterpret_cast<PyObject*>(state->task_type)));
         cpython::check(PyModule_AddObjectRef(module, "ScopeBase", reinterpret_cast<PyObject*>(state->scope_type)));
+        loop::create_parts(module);
         return 0;
     });
 }
@@ -600,7 +603,7 @@ int traverse(PyObject* module, visitproc visit, void* arg) {
     Py_VISIT(reinterpret_cast<PyObject*>(state.greenlet_token_type));
     Py_VISIT(state.greenlet_exit);
     Py_VISIT(state.greenlet_error);
-    return 0;
+    return loop::traverse_parts(state.loop_parts, visit, arg);
 }
 
 int clear(PyObject* module) {
@@ -615,7 +618,13 @@ int clear(PyObject* module) {
     Py_CLEAR(state.greenlet_token_type);
     Py_CLEAR(state.greenlet_exit);
     Py_CLEAR(state.greenlet_error);
+    loop::clear_parts(state.loop_parts);
     return 0;
+}
+
+void free_module(void* module) {
+    clear(static_cast<PyObject*>(module));
+    loop::free_parts(cpython::state_of_module(static_cast<PyObject*>(module)).loop_parts);
 }
 
 PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(&execute)},
@@ -629,7 +638,7 @@ PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(&execute)},
 
 namespace cpython {
 PyModuleDef core_module = {
-    PyModuleDef_HEAD_INIT, "gossamer._core", nullptr, sizeof(ModuleState), functions, slots, traverse, clear, nullptr};
+    PyModuleDef_HEAD_INIT, "gossamer._core", nullptr, sizeof(ModuleState), functions, slots, traverse, clear, free_module};
 }
 
 }  // namespace gossamer

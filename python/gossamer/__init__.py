@@ -16,6 +16,7 @@ TYPE_CHECKING = False  # of typing, which takes 15 ms to import; type checkers k
 if TYPE_CHECKING:
     from gossamer._blocking import blocking_in_tasks
     from gossamer._dump import ThreadSnapshot, dump, snapshot
+    from gossamer._event_loop import new_event_loop
     from gossamer._several import DoneAndNotDone, as_completed, map, race, wait
     from gossamer.executors import VirtualThreadPoolExecutor
 
@@ -33,6 +34,7 @@ __all__ = [
     "current",
     "dump",
     "map",
+    "new_event_loop",
     "no_switch",
     "race",
     "run",
@@ -54,6 +56,7 @@ _MODULES = {
     "blocking_in_tasks": "gossamer._blocking",
     "dump": "gossamer._dump",
     "map": "gossamer._several",
+    "new_event_loop": "gossamer._event_loop",
     "race": "gossamer._several",
     "snapshot": "gossamer._dump",
     "wait": "gossamer._several",

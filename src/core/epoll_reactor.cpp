@@ -30,6 +30,18 @@ std::uint64_t event_key(int fd, std::uint32_t generation) noexcept {
     return (std::uint64_t{generation} << 32) | static_cast<std::uint32_t>(fd);
 }
 
+/// What the waits and watches of an entry want.
+std::uint32_t wanted_by_all(FdEntry& entry) noexcept {
+    std::uint32_t events = 0;
+    for (FdWaiter* waiter = entry.waiters.front(); waiter != nullptr; waiter = entry.waiters.next_of(*waiter)) {
+        events |= waiter->wanted_events;
+    }
+    for (FdWatch* watch = entry.watches.front(); watch != nullptr; watch = entry.watches.next_of(*watch)) {
+        events |= watch->watched_events;
+    }
+    return events;
+}
+
 constexpr long kPwait2 = 441;  // the system call's number; glibc has a function for it only from 2.35 on
 
 std::atomic<bool> has_pwait2{true};
@@ -83,14 +95,8 @@ FdEntry* EpollReactor::find(int fd) noexcept {
 }
 
 int EpollReactor::add_waiter(int fd, FdEntry& entry, FdWaiter& waiter) noexcept {
-    std::uint32_t events = waiter.wanted_events;
-    if (entry.is_registered) {
-        events |= entry.registered_events;
-    } else {
-        for (FdWaiter* other = entry.waiters.front(); other != nullptr; other = entry.waiters.next_of(*other)) {
-            events |= other->wanted_events;
-        }
-    }
+    const std::uint32_t events =
+        waiter.wanted_events | (entry.is_registered ? entry.registered_events : wanted_by_all(entry));
     if (!entry.is_registered || events != entry.registered_events) {
         const int error = register_for(fd, entry, events);
         if (error != 0) {
@@ -131,19 +137,49 @@ void EpollReactor::remove_waiter(FdWaiter& waiter) noexcept {
     }
 }
 
+int EpollReactor::add_watch(int fd, FdWatch& watch, std::uint32_t events) {
+    FdEntry& known = entry(fd, find(fd) == nullptr ? nullptr : find(fd)->owner);
+    // Registered anew although it may be: the kernel then reports at once what is ready already.
+    const int error = register_for(fd, known, events | wanted_by_all(known));
+    if (error != 0) {
+        return error;
+    }
+    watch.watched_events = events;
+    if (!watch.is_linked()) {
+        known.watches.push_back(watch);
+        ++waiter_count_;
+    }
+    return 0;
+}
+
+void EpollReactor::remove_watch(FdWatch& watch) noexcept {
+    if (watch.is_linked()) {
+        watch.unlink();
+        --waiter_count_;
+    }
+}
+
+void EpollReactor::unregister(int fd, FdEntry& entry) noexcept {
+    if (entry.registered_events != 0) {
+        epoll_event unused{};
+        // EBADF, ENOENT: it was closed or replaced behind our back, which is what we want to bring about.
+        ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, &unused);
+    }
+    entry.registered_events = 0;
+    entry.is_registered = false;
+}
+
 void EpollReactor::forget(int fd) noexcept {
     FdEntry* entry = find(fd);
     if (entry == nullptr) {
         return;
     }
-    if (entry->registered_events != 0) {
-        epoll_event unused{};
-        // EBADF, ENOENT: it was closed or replaced behind our back, which is what we want to bring about.
-        ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, &unused);
-    }
+    unregister(fd, *entry);
     entry->owner = nullptr;
-    entry->registered_events = 0;
-    entry->is_registered = false;
+    while (FdWatch* watch = entry->watches.pop_front()) {
+        watch->watched_events = 0;
+        --waiter_count_;
+    }
     deliver(*entry, EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | kHangUp, true);
 }
 
@@ -190,9 +226,13 @@ int EpollReactor::dispatch(int count) noexcept {
         }
         FdEntry* entry = find(static_cast<int>(event.data.u64 & UINT32_MAX));
         GS_ASSERT(entry != nullptr);
-        if (event.data.u64 >> 32 == entry->generation) {
-            deliver(*entry, event.events);
+        if (event.data.u64 >> 32 != entry->generation) {
+            continue;
         }
+        if (entry->owner == nullptr && entry->waiters.is_empty() && entry->watches.is_empty()) {
+            unregister(static_cast<int>(event.data.u64 & UINT32_MAX), *entry);
+        }
+        deliver(*entry, event.events);
     }
     return count < 0 ? 0 : count;
 }
@@ -207,6 +247,9 @@ void EpollReactor::deliver(FdEntry& entry, std::uint32_t events, bool is_closed)
     ready |= (events & kWritable) != 0 ? static_cast<std::uint32_t>(EPOLLOUT) : 0;
     // A hang-up ends every wait, also one for an exception or for the peer's end.
     ready |= (events & kHangUp) != 0 ? static_cast<std::uint32_t>(EPOLLPRI | EPOLLRDHUP) : 0;
+    for (FdWatch* watch = entry.watches.front(); watch != nullptr; watch = entry.watches.next_of(*watch)) {
+        watch->notify(*watch, events);
+    }
     for (FdWaiter* waiter = entry.waiters.front(); waiter != nullptr;) {
         FdWaiter* next = entry.waiters.next_of(*waiter);
         if ((waiter->wanted_events & ready) != 0) {

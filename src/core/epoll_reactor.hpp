@@ -10,6 +10,10 @@
 // kernel keys a registration on the open file and the number (epoll(7), Q6), so one of a file that lives on under another
 // number keeps reporting; each registration carries its own generation, and a report of an earlier one is dropped.
 //
+// An event loop wants more than one wait: it is told of every edge of a descriptor by a watch, until it takes that back. A
+// registration that nobody wants any more stays until it reports something, so that watching the same descriptor again
+// costs little.
+//
 // One reactor a hub; every method runs on the hub's thread, but for wake_up().
 #pragma once
 
@@ -37,6 +41,17 @@ struct FdWaiter final : ListHook {
     bool is_closed = false;       // forget() ended the wait: the number is no longer the file that was waited for
 };
 
+/// A lasting interest in one descriptor. Its owner must remove it before it goes.
+struct FdWatch : ListHook {
+    /// Told of an edge with epoll's bits; in the middle of a collection, so it only records. Thread: the hub's.
+    using Notify = void (*)(FdWatch&, std::uint32_t events) noexcept;
+
+    explicit FdWatch(Notify when_ready) noexcept : notify(when_ready) {}
+
+    const Notify notify;
+    std::uint32_t watched_events = 0;  // bits of Interest
+};
+
 /// What is known of one descriptor number.
 struct FdEntry {
     const void* owner = nullptr;
@@ -49,6 +64,7 @@ struct FdEntry {
     bool has_urgent_data = false;  // a short read does not mean drained
     bool reads_in_bulk = false;    // the last read was a big one; for who reads to choose a buffer by
     IntrusiveList<FdWaiter> waiters;
+    IntrusiveList<FdWatch> watches;
 };
 
 class EpollReactor final {
@@ -69,7 +85,14 @@ public:
     /// Takes the waiter off, if an edge did not.
     void remove_waiter(FdWaiter& waiter) noexcept;
 
-    /// Before `fd` is closed: wakes its waiters and unregisters it.
+    /// Tells `watch` of every edge of `fd` from now on, the state that it has now included; `events` are bits of Interest.
+    /// Changes the events of one that is queued. Returns as add_waiter does.
+    [[nodiscard]] int add_watch(int fd, FdWatch& watch, std::uint32_t events);
+
+    /// Takes the watch off; nothing happens if it is off.
+    void remove_watch(FdWatch& watch) noexcept;
+
+    /// Before `fd` is closed: wakes its waiters, drops its watches and unregisters it.
     void forget(int fd) noexcept;
 
     /// The same for every number from `first` to below `end`.
@@ -98,7 +121,7 @@ public:
     /// The epoll descriptor: readable when there are events.
     int fd() const noexcept { return epoll_.get(); }
 
-    /// How many waits are queued.
+    /// How many waits and watches are queued.
     std::size_t waiter_count() const noexcept { return waiter_count_; }
 
 private:
@@ -107,6 +130,7 @@ private:
 
     int wait_for_events(Deadline deadline, Nanoseconds now, const void* mask) noexcept;
     int register_for(int fd, FdEntry& entry, std::uint32_t events) noexcept;
+    void unregister(int fd, FdEntry& entry) noexcept;
     int dispatch(int count) noexcept;
     void deliver(FdEntry& entry, std::uint32_t events, bool is_closed = false) noexcept;
     FdEntry* find(int fd) noexcept;

@@ -43,6 +43,14 @@ public:
     /// Takes the earliest timer out if its deadline has passed, else returns null.
     Timer* pop_expired(Nanoseconds now) noexcept;
 
+    /// Calls `visit(Timer&)` for each armed timer, in no order.
+    template <typename Visit>
+    void for_each(Visit visit) const {
+        for (const Entry& entry : entries_) {
+            visit(*entry.timer);
+        }
+    }
+
     bool is_empty() const noexcept { return entries_.empty(); }
     std::size_t size() const noexcept { return entries_.size(); }
 

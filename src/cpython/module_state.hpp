@@ -4,6 +4,10 @@
 
 #include "cpython/api.hpp"
 
+namespace gossamer::loop {
+struct Parts;
+}
+
 namespace gossamer::cpython {
 
 struct ModuleState {
@@ -20,6 +24,7 @@ struct ModuleState {
     PyTypeObject* greenlet_token_type = nullptr;
     PyObject* greenlet_exit = nullptr;
     PyObject* greenlet_error = nullptr;
+    loop::Parts* loop_parts = nullptr;      // owned
 };
 
 extern PyModuleDef core_module;

@@ -161,6 +161,12 @@ public:
     /// The same for the whole virtual thread.
     [[nodiscard]] Wake yield_thread();
 
+    /// The same, and the hub looks after the kernel's events, timers and wake-ups from outside before it returns.
+    [[nodiscard]] Wake yield_to_events() {
+        turns_left_ = 0;
+        return yield();
+    }
+
     /// Makes a parked virtual thread ready; nothing happens to one that is not parked. Thread: carrier.
     void unpark(VirtualThread& thread) noexcept {
         if (thread.status == ThreadStatus::kParked) {
@@ -314,6 +320,8 @@ public:
     /// Sets the error of a blocking call in a task where such calls are errors. Returns whether it did; installed by
     /// src/loop.
     static bool (*forbids_wait)(Hub&, const WaitNote&);
+    /// Whether somebody asked for that. Thread: carrier.
+    bool wants_attention() const noexcept { return attention_.load(std::memory_order_relaxed); }
 
     /// Makes the next switch look after signals and wake-ups. Thread: any.
     void look_soon() noexcept { attention_.store(true); }

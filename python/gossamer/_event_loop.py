@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The asyncio event loop on the hub.
+
+What decides the speed of a loop is C++ (``src/loop``); everything else is the standard library's own: this class is an
+`asyncio.SelectorEventLoop` without a selector and without a self-pipe. Descriptors are watched by the hub that runs the
+loop, other threads wake the hub, and signals come by a Python handler, which the hub runs in the main virtual thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import selectors
+import signal
+import sys
+from asyncio import base_events, coroutines, events, format_helpers
+from asyncio.log import logger
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any, cast
+
+from gossamer import _core, _run
+
+_core.adopt_asyncio(asyncio.Handle, asyncio.TimerHandle, asyncio.Future)
+
+GRACE = 5.0  # seconds that virtual threads started inside a loop on an ordinary thread get after it
+
+
+class _NoSelector(selectors.BaseSelector):
+    """What asyncio's own code asks of a loop's selector, answered by the loop."""
+
+    def __init__(self) -> None:
+        self._loop: EventLoop | None = None
+
+    def attach(self, loop: EventLoop) -> None:
+        self._loop = loop
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        raise NotImplementedError("a Gossamer loop has no selector: use add_reader() and add_writer()")
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        raise NotImplementedError("a Gossamer loop has no selector: use remove_reader() and remove_writer()")
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        raise NotImplementedError("a Gossamer loop has no selector")
+
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        watched = 0 if self._loop is None else self._loop._watched(fileobj)
+        if not watched:
+            raise KeyError(f"{fileobj!r} is not registered")
+        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        return selectors.SelectorKey(fileobj, fd, watched, None)
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return {}
+
+    def close(self) -> None:
+        self._loop = None
+
+
+class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
+    """An asyncio event loop that runs in a virtual thread, beside others.
+
+    Make one with `gossamer.new_event_loop`. On an ordinary thread it enters Gossamer for as long as it runs.
+    """
+
+    _ssock: Any
+    _csock: Any
+    _signal_handlers: dict[int, asyncio.Handle]
+
+    def __init__(self) -> None:
+        selector = _NoSelector()
+        super().__init__(selector)
+        selector.attach(self)
+
+    def _make_self_pipe(self) -> None:
+        self._ssock = self._csock = None
+
+    def _close_self_pipe(self) -> None:
+        pass
+
+    def run_forever(self) -> None:
+        """Run until `stop` is called. Parks the calling virtual thread while there is nothing to do."""
+        if _core.is_virtual():
+            super().run_forever()
+            return
+        _run.enter(virtual_threads=False)
+        try:
+            super().run_forever()
+        finally:
+            _run.leave(GRACE)
+
+    def close(self) -> None:
+        """Close the loop: what is queued is forgotten."""
+        super().close()
+        self._forget_everything()
+
+    # --- Called from C++, by name ---
+
+    def _run_debugging(self, handle: asyncio.Handle) -> None:
+        self._current_handle = handle
+        try:
+            start = self.time()
+            handle._run()
+            duration = self.time() - start
+            if duration >= self.slow_callback_duration:
+                logger.warning("Executing %s took %.3f seconds", base_events._format_handle(handle), duration)
+        finally:
+            self._current_handle = None
+
+    def _report_callback_error(self, handle: asyncio.Handle, error: BaseException) -> None:
+        callback = format_helpers._format_callback_source(handle._callback, handle._args)
+        context = {"message": f"Exception in callback {callback}", "exception": error, "handle": handle}
+        if handle._source_traceback:
+            context["source_traceback"] = handle._source_traceback
+        self.call_exception_handler(context)
+
+    def _trace_of_caller(self) -> Any:
+        return format_helpers.extract_stack(sys._getframe(1))
+
+    # --- Signals ---
+
+    def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: Any) -> None:
+        """Call ``callback(*args)`` in the loop after the signal ``sig``.
+
+        Raises:
+            ValueError: There is no such signal.
+            RuntimeError: It cannot be caught, or this is not the main thread.
+        """
+        if coroutines.iscoroutine(callback) or coroutines.iscoroutinefunction(callback):
+            raise TypeError("coroutines cannot be used with add_signal_handler()")
+        self._check_signal(sig)
+        self._check_closed()
+        handle = asyncio.Handle(callback, args, self, None)
+        try:
+            signal.signal(sig, self._note_signal)
+            signal.siginterrupt(sig, False)
+        except ValueError as error:
+            raise RuntimeError(str(error)) from None
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise RuntimeError(f"sig {sig} cannot be caught") from None
+            raise
+        self._signal_handlers[sig] = handle
+
+    def _note_signal(self, sig: int, _frame: FrameType | None) -> None:
+        self._handle_signal(sig)
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        """Take a signal's handler back; return whether there was one."""
+        self._check_signal(sig)
+        if self._signal_handlers.pop(sig, None) is None:
+            return False
+        try:
+            signal.signal(sig, signal.default_int_handler if sig == signal.SIGINT else signal.SIG_DFL)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise RuntimeError(f"sig {sig} cannot be caught") from None
+            raise
+        return True
+
+
+def new_event_loop(*, blocking: str = "park") -> EventLoop:
+    """Return a new event loop on the hub, for ``asyncio.Runner(loop_factory=...)`` or ``asyncio.run``.
+
+    Args:
+        blocking: What a blocking call in a coroutine does; "park" is the only choice yet.
+    """
+    if blocking != "park":
+        raise ValueError(f"blocking={blocking!r} is not supported: 'park' is")
+    return EventLoop()

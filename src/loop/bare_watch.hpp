@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// A descriptor with a reader, a writer or both: what add_reader and add_writer make.
+#pragma once
+
+#include "cpython/api.hpp"
+
+#include "cpython/ref.hpp"
+#include "loop/watch.hpp"
+
+namespace gossamer::loop {
+
+class BareWatch final : public LoopWatch {
+public:
+    BareWatch(EventLoop& loop, int fd) noexcept : LoopWatch(loop, fd, &serve) {}
+    ~BareWatch() = default;
+
+    cpython::Ref reader;  // handles, or null
+    cpython::Ref writer;
+    bool is_to_recheck = false;
+
+private:
+    static void serve(LoopWatch& watch, std::uint32_t events);
+};
+
+}  // namespace gossamer::loop

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpython/api.hpp"
+
+#include "loop/event_loop.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "cpython/error.hpp"
+#include "cpython/runtime.hpp"
+#include "loop/bare_watch.hpp"
+#include "sched/wait.hpp"
+
+namespace gossamer::loop {
+
+using cpython::Ref;
+using cpython::steal;
+using sched::Hub;
+using sched::Wake;
+
+namespace {
+
+/// A time on the loop's clock as a deadline; rounded up, so that the clock has reached it when it has passed.
+core::Deadline deadline_at(double when) noexcept {
+    const double nanoseconds = std::ceil(when * 1e9);
+    if (!(nanoseconds < static_cast<double>(std::numeric_limits<std::int64_t>::max()))) {
+        return core::Deadline::never();
+    }
+    constexpr double kLongAgo = -9e18;
+    return core::Deadline::at(core::Nanoseconds(static_cast<std::int64_t>(std::max(nanoseconds, kLongAgo))));
+}
+
+void raise_unless_ready(Hub& hub, Wake wake) {
+    if (wake == Wake::kCancelled || wake == Wake::kFailed) {
+        sched::raise_wake(hub, wake);
+    }
+}
+
+}  // namespace
+
+/// The watches are the reactor's only while the loop runs: it may run on another hub the next time.
+class EventLoop::Attachment final {
+public:
+    Attachment(EventLoop& loop, Hub& hub) : loop_(loop) {
+        if (loop.hub_ != nullptr) {
+            cpython::raise(PyExc_RuntimeError, "This event loop is already running");
+        }
+        set(&hub, &hub.running());
+        for (LoopWatch::Membership* member = loop.watches_.front(); member != nullptr;
+             member = loop.watches_.next_of(*member)) {
+            // What cannot be watched any more was closed by its user, and never gets ready.
+            (void)loop.arm_watch(*member->watch);
+        }
+    }
+    Attachment(const Attachment&) = delete;
+    Attachment& operator=(const Attachment&) = delete;
+    ~Attachment() {
+        for (LoopWatch::Membership* member = loop_.watches_.front(); member != nullptr;
+             member = loop_.watches_.next_of(*member)) {
+            loop_.hub_->reactor().remove_watch(*member->watch);
+        }
+        set(nullptr, nullptr);
+    }
+
+private:
+    void set(Hub* hub, sched::VirtualThread* runner) {
+        const std::lock_guard lock(loop_.mutex_);
+        loop_.hub_ = hub;
+        loop_.runner_ = runner;
+    }
+
+    EventLoop& loop_;
+};
+
+EventLoop::EventLoop(Parts& parts, PyObject* object) noexcept : parts_(parts), object_(object) {}
+
+EventLoop::~EventLoop() = default;
+
+void EventLoop::check_open() const {
+    if (is_closed) {
+        cpython::raise(PyExc_RuntimeError, "Event loop is closed");
+    }
+}
+
+void EventLoop::wake_if_idle() noexcept {
+    if (is_idle_) {
+        hub_->post(*runner_);
+    }
+}
+
+void EventLoop::push_ready(Ref object, ReadyEntry::Kind kind) {
+    ready_.push(ReadyEntry(object.ptr(), kind));
+    object.release();
+    wake_if_idle();
+}
+
+void EventLoop::push_from_anywhere(Ref handle) {
+    Hub* hub = Hub::current();
+    if (hub != nullptr && hub == hub_) {
+        push_ready(std::move(handle));
+        return;
+    }
+    const std::lock_guard lock(mutex_);
+    incoming_.push_back(handle.ptr());
+    handle.release();
+    if (!has_incoming_.exchange(true) && runner_ != nullptr) {
+        hub_->post(*runner_);
+    }
+}
+
+void EventLoop::take_incoming() {
+    if (!has_incoming_.load()) {
+        return;
+    }
+    std::vector<PyObject*> taken;
+    {
+        const std::lock_guard lock(mutex_);
+        has_incoming_.store(false);
+        taken.swap(incoming_);
+    }
+    for (PyObject* handle : taken) {
+        push_ready(Ref::steal_or_null(handle));
+    }
+}
+
+void EventLoop::arm_timer(Ref timer_handle, double when) {
+    timers_.arm(node_of(parts_, timer_handle.ptr()), deadline_at(when));
+    PyObject* handle = timer_handle.release();  // the heap's
+    Py_XSETREF(field_of(handle, parts_.fields.scheduled), Py_NewRef(Py_True));
+    wake_if_idle();
+}
+
+void EventLoop::disarm_timer(TimerNode& node) noexcept {
+    if (node.is_armed()) {
+        timers_.disarm(node);
+        Py_XSETREF(field_of(node.handle, parts_.fields.scheduled), Py_NewRef(Py_False));
+        Py_DECREF(node.handle);
+    }
+}
+
+void EventLoop::expire_timers() {
+    if (timers_.is_empty()) {
+        return;
+    }
+    const core::Nanoseconds now = core::monotonic_now();
+    while (core::Timer* timer = timers_.pop_expired(now)) {
+        PyObject* handle = static_cast<TimerNode*>(timer)->handle;
+        Py_XSETREF(field_of(handle, parts_.fields.scheduled), Py_NewRef(Py_False));
+        push_ready(Ref::steal_or_null(handle));
+    }
+}
+
+void EventLoop::run() {
+    Hub* hub = Hub::current();
+    if (hub == nullptr) {
+        cpython::raise(PyExc_RuntimeError, "this event loop runs in a virtual thread only");
+    }
+    const Attachment attachment(*this, *hub);
+    turns_ = kTurnsBetweenLooks;  // the first turn asks the kernel, as asyncio's does
+    last_look_ = core::Nanoseconds{};
+    do {
+        take_turn();
+    } while (!is_stopping);
+}
+
+void EventLoop::take_turn() {
+    take_incoming();
+    if (ready_.is_empty() && !is_stopping) {
+        wait_for_work();
+    } else if (is_time_to_look()) {
+        look();
+    }
+    take_incoming();
+    serve_active();
+    expire_timers();
+    run_ready();
+}
+
+bool EventLoop::is_time_to_look() noexcept {
+    if (hub_->wants_attention()) {
+        return true;
+    }
+    if (++turns_ < kTurnsBetweenLooks) {
+        return false;
+    }
+    turns_ = 0;
+    return core::monotonic_now() - last_look_ >= kLongestWithoutLook;
+}
+
+void EventLoop::look() {
+    recheck_bare_watches();
+    raise_unless_ready(*hub_, hub_->yield_to_events());
+    if (hub_->is_main_thread_hub() && runner_->is_main() && cpython::is_signal_pending()) {
+        cpython::check(PyErr_CheckSignals());
+    }
+    turns_ = 0;
+    last_look_ = core::monotonic_now();
+}
+
+void EventLoop::wait_for_work() {
+    recheck_bare_watches();
+    while (ready_.is_empty() && active_.is_empty() && !has_incoming_.load() && !is_stopping) {
+        is_idle_ = true;
+        const Wake wake = hub_->park({.what = "something for its event loop to do", .object = object_},
+                                     timers_.next(), sched::Cancellable::kYes);
+        is_idle_ = false;
+        raise_unless_ready(*hub_, wake);
+        if (wake == Wake::kTimedOut) {
+            break;
+        }
+    }
+    last_look_ = core::Nanoseconds{};
+}
+
+void EventLoop::run_ready() {
+    for (std::size_t count = ready_.size(); count > 0; --count) {
+        run_entry(ready_.pop());
+    }
+}
+
+void EventLoop::run_entry(ReadyEntry entry) {
+    const Ref object = Ref::steal_or_null(entry.object());
+    PyObject* handle = object.ptr();
+    if (is_cancelled(parts_, handle)) {
+        return;
+    }
+    try {
+        if (is_debugging) [[unlikely]] {
+            run_debugging(handle);
+        } else {
+            call_handle(parts_, handle);
+        }
+    } catch (const cpython::ErrorSet&) {
+        report_error(handle);
+    }
+}
+
+/// Calls it, and has it reported if it took long.
+void EventLoop::run_debugging(PyObject* handle) {
+    steal(PyObject_CallMethod(object_, "_run_debugging", "O", handle));
+}
+
+/// Has the loop report what a callback raised, unless it ends the program. Throws ErrorSet then.
+void EventLoop::report_error(PyObject* handle) {
+    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) || PyErr_ExceptionMatches(PyExc_SystemExit)) {
+        throw cpython::ErrorSet{};
+    }
+    const Ref error = Ref::steal_or_null(PyErr_GetRaisedException());
+    steal(PyObject_CallMethod(object_, "_report_callback_error", "OO", handle, error.ptr()));
+}
+
+void EventLoop::close() {
+    // Moved out first: what dies may run Python, which may look at the loop.
+    LoopReadyQueue ready = std::exchange(ready_, LoopReadyQueue{});
+    std::vector<PyObject*> dead;
+    ready.for_each([&](ReadyEntry entry) { dead.push_back(entry.object()); });
+    while (!timers_.is_empty()) {
+        core::Timer* timer = timers_.pop_expired(core::Deadline::never().time());
+        dead.push_back(static_cast<TimerNode*>(timer)->handle);
+    }
+    {
+        const std::lock_guard lock(mutex_);
+        dead.insert(dead.end(), incoming_.begin(), incoming_.end());
+        incoming_.clear();
+        has_incoming_.store(false);
+    }
+    const auto watches = std::exchange(bare_watches_, {});
+    for (PyObject* object : dead) {
+        Py_DECREF(object);
+    }
+}
+
+int EventLoop::traverse(visitproc visit, void* arg) {
+    int result = 0;
+    const auto visit_one = [&](PyObject* object) {
+        if (result == 0 && object != nullptr) {
+            result = visit(object, arg);
+        }
+    };
+    ready_.for_each([&](ReadyEntry entry) { visit_one(entry.object()); });
+    timers_.for_each([&](core::Timer& timer) { visit_one(static_cast<TimerNode&>(timer).handle); });
+    for (PyObject* handle : incoming_) {
+        visit_one(handle);
+    }
+    for (const auto& [fd, watch] : bare_watches_) {
+        visit_one(watch->reader.ptr());
+        visit_one(watch->writer.ptr());
+    }
+    return result;
+}
+
+}  // namespace gossamer::loop

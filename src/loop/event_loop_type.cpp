@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Python class around EventLoop: arguments and the fields that asyncio's own code reads and writes.
+#include "cpython/api.hpp"
+
+#include <new>
+
+#include "cpython/error.hpp"
+#include "loop/event_loop.hpp"
+
+namespace gossamer::loop {
+
+using core::Interest;
+using cpython::guarded;
+using cpython::Ref;
+using cpython::steal;
+
+namespace {
+
+struct EventLoopObject {
+    PyObject ob_base;
+    alignas(EventLoop) std::byte memory[sizeof(EventLoop)];
+};
+
+/// The arguments of `call(callback, *args, context=None)`, with `leading` more in front.
+struct CallArguments {
+    CallArguments(const char* name, PyObject* const* given, Py_ssize_t given_count, PyObject* names,
+                  Py_ssize_t leading) {
+        if (given_count < leading + 1) {
+            cpython::raise(PyExc_TypeError, "%s() missing %zd required positional argument%s", name,
+                           leading + 1 - given_count, leading + 1 - given_count == 1 ? "" : "s");
+        }
+        callback = given[leading];
+        args = given + leading + 1;
+        count = given_count - leading - 1;
+        if (names == nullptr) {
+            return;
+        }
+        for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(names); ++index) {
+            PyObject* keyword = PyTuple_GET_ITEM(names, index);
+            if (PyUnicode_CompareWithASCIIString(keyword, "context") != 0) {
+                cpython::raise(PyExc_TypeError, "%s() got an unexpected keyword argument '%U'", name, keyword);
+            }
+            context = given[given_count + index];
+        }
+    }
+
+    PyObject* callback;
+    PyObject* const* args;
+    Py_ssize_t count;
+    PyObject* context = nullptr;
+};
+
+/// Debug mode's checks, which are asyncio's own.
+void check_call(EventLoop& loop, const char* method, PyObject* callback, bool is_from_anywhere) {
+    if (!loop.is_debugging) {
+        return;
+    }
+    if (!is_from_anywhere) {
+        steal(PyObject_CallMethod(loop.object(), "_check_thread", nullptr));
+    }
+    steal(PyObject_CallMethod(loop.object(), "_check_callback", "Os", callback, method));
+}
+
+Ref make_ready_handle(EventLoop& loop, const CallArguments& call) {
+    return make_handle(loop.parts(), loop.object(), call.callback, call.args, call.count, call.context);
+}
+
+PyObject* call_soon(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
+    return guarded<PyObject*>(nullptr, [&] {
+        EventLoop& loop = loop_of(self);
+        const CallArguments call("call_soon", args, count, names, 0);
+        loop.check_open();
+        check_call(loop, "call_soon", call.callback, false);
+        Ref handle = make_ready_handle(loop, call);
+        loop.push_ready(cpython::borrow(handle.ptr()));
+        return handle.release();
+    });
+}
+
+PyObject* call_soon_threadsafe(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
+    return guarded<PyObject*>(nullptr, [&] {
+        EventLoop& loop = loop_of(self);
+        const CallArguments call("call_soon_threadsafe", args, count, names, 0);
+        loop.check_open();
+        check_call(loop, "call_soon_threadsafe", call.callback, true);
+        Ref handle = make_ready_handle(loop, call);
+        loop.push_from_anywhere(cpython::borrow(handle.ptr()));
+        return handle.release();
+    });
+}
+
+PyObject* schedule(EventLoop& loop, const CallArguments& call, PyObject* when) {
+    const double time = PyFloat_AsDouble(when);
+    if (time == -1.0 && PyErr_Occurred()) {
+        throw cpython::ErrorSet{};
+    }
+    check_call(loop, "call_at", call.callback, false);
+    Ref handle =
+        make_timer_handle(loop.parts(), loop.object(), when, call.callback, call.args, call.count, call.context);
+    loop.arm_timer(cpython::borrow(handle.ptr()), time);
+    return handle.release();
+}
+
+PyObject* call_at(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
+    return guarded<PyObject*>(nullptr, [&] {
+        EventLoop& loop = loop_of(self);
+        const CallArguments call("call_at", args, count, names, 1);
+        if (args[0] == Py_None) {
+            cpython::raise(PyExc_TypeError, "when cannot be None");
+        }
+        loop.check_open();
+        return schedule(loop, call, args[0]);
+    });
+}
+
+double now_in_seconds() noexcept { return std::chrono::duration<double>(core::monotonic_now()).count(); }
+
+PyObject* call_later(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
+    return guarded<PyObject*>(nullptr, [&] {
+        EventLoop& loop = loop_of(self);
+        const CallArguments call("call_later", args, count, names, 1);
+        if (args[0] == Py_None) {
+            cpython::raise(PyExc_TypeError, "delay must not be None");
+        }
+        loop.check_open();
+        // The clock is a method that tests and libraries replace.
+        const Ref now = steal(PyObject_CallMethodNoArgs(self, loop.parts().time_name));
+        const Ref when = steal(PyNumber_Add(now.ptr(), args[0]));
+        return schedule(loop, call, when.ptr());
+    });
+}
+
+PyObject* time(PyObject*, PyObject*) { return PyFloat_FromDouble(now_in_seconds()); }
+
+PyObject* get_debug(PyObject* self, PyObject*) { return Py_NewRef(loop_of(self).is_debugging ? Py_True : Py_False); }
+
+PyObject* is_closed(PyObject* self, PyObject*) { return Py_NewRef(loop_of(self).is_closed ? Py_True : Py_False); }
+
+PyObject* create_future(PyObject* self, PyObject*) {
+    const Parts& parts = loop_of(self).parts();
+    PyObject* args[] = {nullptr, self};
+    return PyObject_Vectorcall(parts.future_type, args + 1, 0 | PY_VECTORCALL_ARGUMENTS_OFFSET, parts.loop_keyword);
+}
+
+template <Interest interest>
+PyObject* add_bare(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    return guarded<PyObject*>(nullptr, [&] {
+        EventLoop& loop = loop_of(self);
+        loop.check_open();
+        const CallArguments call("add_reader", args, count, nullptr, 1);
+        const int fd = PyObject_AsFileDescriptor(args[0]);
+        cpython::check(fd);
+        Ref handle = make_ready_handle(loop, call);
+        loop.add_bare(fd, interest, cpython::borrow(handle.ptr()));
+        return handle.release();
+    });
+}
+
+template <Interest interest>
+PyObject* remove_bare(PyObject* self, PyObject* file) {
+    return guarded<PyObject*>(nullptr, [&] {
+        EventLoop& loop = loop_of(self);
+        if (loop.is_closed) {
+            return Py_NewRef(Py_False);
+        }
+        const int fd = PyObject_AsFileDescriptor(file);
+        cpython::check(fd);
+        return Py_NewRef(loop.remove_bare(fd, interest) ? Py_True : Py_False);
+    });
+}
+
+void check_is_handle(EventLoop& loop, PyObject* handle) {
+    if (!PyObject_TypeCheck(handle, loop.parts().asyncio_handle)) {
+        cpython::raise(PyExc_TypeError, "an asyncio.Handle is required");
+    }
+}
+
+/// _add_callback(handle): as BaseEventLoop's.
+PyObject* add_callback(PyObject* self, PyObject* handle) {
+    return guarded<PyObject*>(nullptr, [&] {
+        EventLoop& loop = loop_of(self);
+        check_is_handle(loop, handle);
+        loop.push_ready(cpython::borrow(handle));
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* add_callback_signalsafe(PyObject* self, PyObject* handle) {
+    return guarded<PyObject*>(nullptr, [&] {
+        EventLoop& loop = loop_of(self);
+        check_is_handle(loop, handle);
+        loop.push_from_anywhere(cpython::borrow(handle));
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* run_once(PyObject* self, PyObject*) {
+    return guarded<PyObject*>(nullptr, [&] {
+        loop_of(self).run();
+        Py_RETURN_NONE;
+    });
+}
+
+/// _watched(file): what is watched of it by a reader or a writer, as a mask of `selectors`.
+PyObject* watched(PyObject* self, PyObject* file) {
+    return guarded<PyObject*>(nullptr, [&] {
+        const int fd = PyObject_AsFileDescriptor(file);
+        cpython::check(fd);
+        const std::uint32_t events = loop_of(self).watched_events(fd);
+        const int kRead = 1;  // selectors.EVENT_READ
+        const int kWrite = 2;
+        return PyLong_FromLong(((events & static_cast<std::uint32_t>(Interest::kRead)) != 0 ? kRead : 0) |
+                               ((events & static_cast<std::uint32_t>(Interest::kWrite)) != 0 ? kWrite : 0));
+    });
+}
+
+PyObject* forget_everything(PyObject* self, PyObject*) {
+    return guarded<PyObject*>(nullptr, [&] {
+        loop_of(self).close();
+        Py_RETURN_NONE;
+    });
+}
+
+template <bool EventLoop::* flag>
+PyObject* get_flag(PyObject* self, void*) {
+    return Py_NewRef(loop_of(self).*flag ? Py_True : Py_False);
+}
+
+template <bool EventLoop::* flag>
+int set_flag(PyObject* self, PyObject* value, void*) {
+    const int is_true = value == nullptr ? 0 : PyObject_IsTrue(value);
+    if (is_true < 0) {
+        return -1;
+    }
+    loop_of(self).*flag = is_true != 0;
+    return 0;
+}
+
+PyObject* event_loop_new(PyTypeObject* type, PyObject*, PyObject*) {
+    return guarded<PyObject*>(nullptr, [&] {
+        // The class that is ours, of which `type` may be a subclass.
+        PyObject* module = PyType_GetModuleByDef(type, &cpython::core_module);
+        if (module == nullptr) {
+            throw cpython::ErrorSet{};
+        }
+        Parts& parts = *cpython::state_of_module(module).loop_parts;
+        if (parts.handle_type == nullptr) {
+            cpython::raise(PyExc_TypeError, "make loops with gossamer.new_event_loop()");
+        }
+        Ref self = steal(type->tp_alloc(type, 0));
+        new (reinterpret_cast<EventLoopObject*>(self.ptr())->memory) EventLoop(parts, self.ptr());
+        return self.release();
+    });
+}
+
+int event_loop_traverse(PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    return loop_of(self).traverse(visit, arg);
+}
+
+int event_loop_clear(PyObject* self) {
+    return guarded(-1, [self] {
+        loop_of(self).close();
+        return 0;
+    });
+}
+
+void event_loop_dealloc(PyObject* self) {
+    PyTypeObject* type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    if (event_loop_clear(self) < 0) {
+        PyErr_WriteUnraisable(nullptr);
+    }
+    loop_of(self).~EventLoop();
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+PyMethodDef methods[] = {
+    {"call_soon", _PyCFunction_CAST(call_soon), METH_FASTCALL | METH_KEYWORDS,
+     PyDoc_STR("call_soon($self, callback, /, *args, context=None)\n--\n\n"
+               "Call ``callback(*args)`` at the loop's next turn; return its handle.")},
+    {"call_soon_threadsafe", _PyCFunction_CAST(call_soon_threadsafe), METH_FASTCALL | METH_KEYWORDS,
+     PyDoc_STR("call_soon_threadsafe($self, callback, /, *args, context=None)\n--\n\n"
+               "As `call_soon`, from any thread.")},
+    {"call_later", _PyCFunction_CAST(call_later), METH_FASTCALL | METH_KEYWORDS,
+     PyDoc_STR("call_later($self, delay, callback, /, *args, context=None)\n--\n\n"
+               "Call ``callback(*args)`` after ``delay`` seconds; return its handle.")},
+    {"call_at", _PyCFunction_CAST(call_at), METH_FASTCALL | METH_KEYWORDS,
+     PyDoc_STR("call_at($self, when, callback, /, *args, context=None)\n--\n\n"
+               "Call ``callback(*args)`` when the loop's clock reaches ``when``; return its handle.")},
+    {"time", time, METH_NOARGS, PyDoc_STR("time($self, /)\n--\n\nThe loop's clock, in seconds: `time.monotonic`.")},
+    {"get_debug", get_debug, METH_NOARGS, PyDoc_STR("get_debug($self, /)\n--\n\nWhether the loop is in debug mode.")},
+    {"is_closed", is_closed, METH_NOARGS, PyDoc_STR("is_closed($self, /)\n--\n\nWhether the loop was closed.")},
+    {"create_future", create_future, METH_NOARGS,
+     PyDoc_STR("create_future($self, /)\n--\n\nReturn a new future of the loop.")},
+    {"_add_reader", _PyCFunction_CAST(add_bare<Interest::kRead>), METH_FASTCALL, nullptr},
+    {"_add_writer", _PyCFunction_CAST(add_bare<Interest::kWrite>), METH_FASTCALL, nullptr},
+    {"_remove_reader", remove_bare<Interest::kRead>, METH_O, nullptr},
+    {"_remove_writer", remove_bare<Interest::kWrite>, METH_O, nullptr},
+    {"_add_callback", add_callback, METH_O, nullptr},
+    {"_add_callback_signalsafe", add_callback_signalsafe, METH_O, nullptr},
+    {"_watched", watched, METH_O, nullptr},
+    {"_run_once", run_once, METH_NOARGS, nullptr},
+    {"_forget_everything", forget_everything, METH_NOARGS, nullptr},
+    {}};
+
+PyGetSetDef properties[] = {
+    {"_stopping", get_flag<&EventLoop::is_stopping>, set_flag<&EventLoop::is_stopping>, nullptr, nullptr},
+    {"_closed", get_flag<&EventLoop::is_closed>, set_flag<&EventLoop::is_closed>, nullptr, nullptr},
+    {"_debug", get_flag<&EventLoop::is_debugging>, set_flag<&EventLoop::is_debugging>, nullptr, nullptr},
+    {}};
+
+PyType_Slot slots[] = {{Py_tp_new, reinterpret_cast<void*>(event_loop_new)},
+                       {Py_tp_dealloc, reinterpret_cast<void*>(event_loop_dealloc)},
+                       {Py_tp_traverse, reinterpret_cast<void*>(event_loop_traverse)},
+                       {Py_tp_clear, reinterpret_cast<void*>(event_loop_clear)},
+                       {Py_tp_methods, methods},
+                       {Py_tp_getset, properties},
+                       {0, nullptr}};
+
+PyType_Spec spec = {"gossamer._core.EventLoopBase", sizeof(EventLoopObject), 0,
+                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE, slots};
+
+}  // namespace
+
+PyTypeObject* create_event_loop_type(PyObject* module) {
+    return reinterpret_cast<PyTypeObject*>(steal(PyType_FromModuleAndSpec(module, &spec, nullptr)).release());
+}
+
+EventLoop& loop_of(PyObject* object) noexcept {
+    // Safety: `object` is an instance of our class, whose tp_new has put an EventLoop there.
+    return *std::launder(reinterpret_cast<EventLoop*>(reinterpret_cast<EventLoopObject*>(object)->memory));
+}
+
+bool is_debugging(PyObject* loop) noexcept { return loop_of(loop).is_debugging; }
+
+void disarm_timer(PyObject* loop, TimerNode& node) noexcept { loop_of(loop).disarm_timer(node); }
+
+Ref trace_of_caller(PyObject* loop) { return steal(PyObject_CallMethod(loop, "_trace_of_caller", nullptr)); }
+
+}  // namespace gossamer::loop

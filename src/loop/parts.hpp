@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the loops of one interpreter share: our classes, and where asyncio's keep their fields.
+//
+// asyncio takes 90 ms to import, so Gossamer never does of its own: gossamer/_event_loop.py, imported with the first
+// loop, hands in what is needed here (adopt_asyncio).
+#pragma once
+
+#include "cpython/api.hpp"
+
+#include <vector>
+
+#include "cpython/module_state.hpp"
+
+namespace gossamer::loop {
+
+/// Where an asyncio.Handle keeps its fields: offsets of its __slots__.
+struct HandleFields {
+    Py_ssize_t callback = 0;
+    Py_ssize_t args = 0;
+    Py_ssize_t cancelled = 0;
+    Py_ssize_t loop = 0;
+    Py_ssize_t source_traceback = 0;
+    Py_ssize_t repr = 0;
+    Py_ssize_t context = 0;
+    Py_ssize_t scheduled = 0;  // of a TimerHandle, as the next
+    Py_ssize_t when = 0;
+};
+
+struct Parts {
+    PyTypeObject* event_loop_type = nullptr;
+    PyTypeObject* asyncio_handle = nullptr;  // null until asyncio was adopted
+    PyTypeObject* handle_type = nullptr;
+    PyTypeObject* timer_handle_type = nullptr;
+    PyObject* future_type = nullptr;
+    PyObject* loop_keyword = nullptr;  // ("loop",)
+    PyObject* no_args = nullptr;       // ()
+    PyObject* time_name = nullptr;     // "time"
+    HandleFields fields;
+    Py_ssize_t timer_offset = 0;  // of what is ours in a TimerHandle
+#ifndef Py_GIL_DISABLED
+    std::vector<PyObject*> spare_handles;  // dead, of handle_type
+#endif
+};
+
+/// Creates what needs no asyncio. Throws ErrorSet.
+void create_parts(PyObject* module);
+int traverse_parts(Parts* parts, visitproc visit, void* arg);
+void clear_parts(Parts* parts) noexcept;
+void free_parts(Parts* parts) noexcept;
+
+/// adopt_asyncio(Handle, TimerHandle, Future)
+PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t count);
+
+inline Parts& parts_of_type(PyTypeObject* type) noexcept {
+    return *cpython::state_of_defining_class(type).loop_parts;
+}
+
+}  // namespace gossamer::loop

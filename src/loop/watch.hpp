@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// A descriptor that a loop watches: the hub tells it of edges, the loop serves it at its next turn.
+//
+// The two steps are apart because edges are collected on the hub's own stack, by whichever virtual thread made the hub
+// look, where no Python may run.
+#pragma once
+
+#include "cpython/api.hpp"
+
+#include <cstdint>
+#include <utility>
+
+#include "core/epoll_reactor.hpp"
+#include "core/intrusive_list.hpp"
+
+namespace gossamer::loop {
+
+class EventLoop;
+
+class LoopWatch : public core::FdWatch {
+public:
+    LoopWatch(const LoopWatch&) = delete;
+    LoopWatch& operator=(const LoopWatch&) = delete;
+
+    int fd() const noexcept { return fd_; }
+    std::uint32_t wanted_events() const noexcept { return wanted_events_; }
+
+    /// In the list of those that have something to do.
+    struct Activity final : core::ListHook {
+        explicit Activity(LoopWatch& whose) noexcept : watch(&whose) {}
+        LoopWatch* const watch;
+    };
+    /// In the list of all watches of the loop.
+    struct Membership final : core::ListHook {
+        explicit Membership(LoopWatch& whose) noexcept : watch(&whose) {}
+        LoopWatch* const watch;
+    };
+
+protected:
+    /// `serve` is called by the loop, in its virtual thread, with the events since the last time; it only queues.
+    using Serve = void (*)(LoopWatch&, std::uint32_t events);
+
+    LoopWatch(EventLoop& loop, int fd, Serve serve) noexcept;
+    ~LoopWatch();
+
+    EventLoop& loop() const noexcept { return *loop_; }
+
+private:
+    friend class EventLoop;
+
+    static void note_events(core::FdWatch& watch, std::uint32_t events) noexcept;
+
+    EventLoop* const loop_;
+    const int fd_;
+    const Serve serve_;
+    std::uint32_t wanted_events_ = 0;
+    std::uint32_t pending_events_ = 0;
+    Activity activity_{*this};
+    Membership membership_{*this};
+};
+
+}  // namespace gossamer::loop
