@@ -75,9 +75,10 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
 
     def _make_self_pipe(self) -> None:
         self._ssock = self._csock = None
+        self._internal_fds += 1  # the hub's wake-up stands for it
 
     def _close_self_pipe(self) -> None:
-        pass
+        self._internal_fds -= 1
 
     def run_forever(self) -> None:
         """Run until `stop` is called. Parks the calling virtual thread while there is nothing to do."""

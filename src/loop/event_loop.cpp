@@ -91,6 +91,7 @@ void EventLoop::wake_if_idle() noexcept {
 }
 
 void EventLoop::push_ready(Ref object, ReadyEntry::Kind kind) {
+    take_incoming();  // what was sent before comes before
     ready_.push(ReadyEntry(object.ptr(), kind));
     object.release();
     wake_if_idle();
