@@ -12,8 +12,9 @@ import asyncio
 import errno
 import selectors
 import signal
+import socket
 import sys
-from asyncio import base_events, coroutines, events, format_helpers
+from asyncio import base_events, constants, coroutines, format_helpers, sslproto
 from asyncio.log import logger
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -21,7 +22,11 @@ from typing import Any, cast
 
 from gossamer import _core, _run
 
-_core.adopt_asyncio(asyncio.Handle, asyncio.TimerHandle, asyncio.Future)
+_core.adopt_asyncio(
+    asyncio.Handle, asyncio.TimerHandle, asyncio.Future, asyncio.Transport, asyncio.BufferedProtocol
+)
+
+from gossamer._transports import SocketTransport  # noqa: E402 - stands on what was just adopted
 
 GRACE = 5.0  # seconds that virtual threads started inside a loop on an ordinary thread get after it
 
@@ -95,6 +100,46 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         """Close the loop: what is queued is forgotten."""
         super().close()
         self._forget_everything()
+
+    def _make_socket_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+    ) -> asyncio.Transport:
+        self._ensure_fd_no_transport(sock)
+        return SocketTransport(self, sock, protocol, waiter, extra, server)
+
+    def _make_ssl_transport(
+        self,
+        rawsock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: Any,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+    ) -> asyncio.Transport:
+        self._ensure_fd_no_transport(rawsock)
+        ssl_protocol = sslproto.SSLProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        SocketTransport(self, rawsock, ssl_protocol, extra=extra, server=server)
+        return ssl_protocol._app_transport
 
     # --- Called from C++, by name ---
 

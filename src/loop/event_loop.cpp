@@ -90,10 +90,16 @@ void EventLoop::wake_if_idle() noexcept {
     }
 }
 
-void EventLoop::push_ready(Ref object, ReadyEntry::Kind kind) {
+void EventLoop::push_ready(Ref handle) {
     take_incoming();  // what was sent before comes before
-    ready_.push(ReadyEntry(object.ptr(), kind));
-    object.release();
+    ready_.push(ReadyEntry(handle.ptr()));
+    handle.release();
+    wake_if_idle();
+}
+
+void EventLoop::push_ready(Runnable& runnable) {
+    ready_.push(ReadyEntry(runnable));
+    Py_INCREF(runnable.owner());
     wake_if_idle();
 }
 
@@ -223,6 +229,10 @@ void EventLoop::run_ready() {
 
 void EventLoop::run_entry(ReadyEntry entry) {
     const Ref object = Ref::steal_or_null(entry.object());
+    if (!entry.is_handle()) {
+        entry.runnable().run();
+        return;
+    }
     PyObject* handle = object.ptr();
     if (is_cancelled(parts_, handle)) {
         return;
@@ -267,7 +277,12 @@ void EventLoop::close() {
         incoming_.clear();
         has_incoming_.store(false);
     }
-    const auto watches = std::exchange(bare_watches_, {});
+    const auto bare_watches = std::exchange(bare_watches_, {});
+    for (LoopWatch::Membership* member = watches_.front(); member != nullptr; member = watches_.next_of(*member)) {
+        if (PyObject* held = std::exchange(member->watch->held_, nullptr)) {
+            dead.push_back(held);
+        }
+    }
     for (PyObject* object : dead) {
         Py_DECREF(object);
     }
@@ -284,6 +299,9 @@ int EventLoop::traverse(visitproc visit, void* arg) {
     timers_.for_each([&](core::Timer& timer) { visit_one(static_cast<TimerNode&>(timer).handle); });
     for (PyObject* handle : incoming_) {
         visit_one(handle);
+    }
+    for (LoopWatch::Membership* member = watches_.front(); member != nullptr; member = watches_.next_of(*member)) {
+        visit_one(member->watch->held_);
     }
     for (const auto& [fd, watch] : bare_watches_) {
         visit_one(watch->reader.ptr());

@@ -54,8 +54,8 @@ public:
     void check_open() const;
 
     /// Queues `handle` for the next turn; wakes the loop. Takes the reference over.
-    void push_ready(cpython::Ref handle) { push_ready(std::move(handle), ReadyEntry::Kind::kHandle); }
-    void push_ready(cpython::Ref object, ReadyEntry::Kind kind);
+    void push_ready(cpython::Ref handle);
+    void push_ready(Runnable& runnable);
 
     /// The same, from any thread.
     void push_from_anywhere(cpython::Ref handle);
@@ -69,6 +69,13 @@ public:
 
     /// What is wanted of `fd`, as bits of core::Interest.
     std::uint32_t watched_events(int fd) const noexcept;
+
+    /// Owns `object` for as long as `watch` is watched: nobody else may refer to it.
+    void hold(LoopWatch& watch, PyObject* object) noexcept;
+    void release(LoopWatch& watch);
+
+    /// The hub that runs the loop, or null.
+    sched::Hub* hub() const noexcept { return hub_; }
 
     /// Wants `events` (bits of core::Interest) of the watch's descriptor from now on. Throws ErrorSet (OSError).
     void watch(LoopWatch& watch, std::uint32_t events);

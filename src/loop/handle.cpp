@@ -19,15 +19,6 @@ namespace {
 
 constexpr std::size_t kMostSpares = 1024;
 
-Py_ssize_t offset_of_slot(PyObject* type, const char* name) {
-    const Ref descriptor = steal(PyObject_GetAttrString(type, name));
-    if (!Py_IS_TYPE(descriptor.ptr(), &PyMemberDescr_Type)) {
-        cpython::raise(PyExc_ImportError, "gossamer does not know the layout of asyncio's handles in this Python");
-    }
-    const PyMemberDef& member = *reinterpret_cast<PyMemberDescrObject*>(descriptor.ptr())->d_member;
-    return member.offset;
-}
-
 template <typename Visit>
 void for_each_field(const HandleFields& fields, Visit visit) {
     for (const Py_ssize_t offset : {fields.callback, fields.args, fields.loop, fields.source_traceback, fields.repr,

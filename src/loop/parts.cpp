@@ -6,6 +6,7 @@
 #include "cpython/ref.hpp"
 #include "loop/event_loop.hpp"
 #include "loop/handle.hpp"
+#include "loop/transport.hpp"
 
 namespace gossamer::loop {
 
@@ -13,13 +14,27 @@ using cpython::guarded;
 using cpython::Ref;
 using cpython::steal;
 
+Py_ssize_t offset_of_slot(PyObject* type, const char* name) {
+    const Ref descriptor = steal(PyObject_GetAttrString(type, name));
+    if (!Py_IS_TYPE(descriptor.ptr(), &PyMemberDescr_Type)) {
+        cpython::raise(PyExc_ImportError, "gossamer does not know the layout of asyncio's classes in this Python");
+    }
+    const PyMemberDef& member = *reinterpret_cast<PyMemberDescrObject*>(descriptor.ptr())->d_member;
+    return member.offset;
+}
+
 void create_parts(PyObject* module) {
     auto* parts = new Parts;
     cpython::state_of_module(module).loop_parts = parts;
     const Ref name = steal(PyUnicode_InternFromString("loop"));
     parts->loop_keyword = steal(PyTuple_Pack(1, name.ptr())).release();
     parts->no_args = steal(PyTuple_New(0)).release();
+    parts->minus_one = steal(PyLong_FromLong(-1)).release();
     parts->time_name = steal(PyUnicode_InternFromString("time")).release();
+    parts->data_received_name = steal(PyUnicode_InternFromString("data_received")).release();
+    parts->get_buffer_name = steal(PyUnicode_InternFromString("get_buffer")).release();
+    parts->buffer_updated_name = steal(PyUnicode_InternFromString("buffer_updated")).release();
+    parts->eof_received_name = steal(PyUnicode_InternFromString("eof_received")).release();
     parts->event_loop_type = create_event_loop_type(module);
     cpython::check(PyModule_AddObjectRef(module, "EventLoopBase", reinterpret_cast<PyObject*>(parts->event_loop_type)));
 }
@@ -30,7 +45,9 @@ int traverse_parts(Parts* parts, visitproc visit, void* arg) {
         Py_VISIT(reinterpret_cast<PyObject*>(parts->asyncio_handle));
         Py_VISIT(reinterpret_cast<PyObject*>(parts->handle_type));
         Py_VISIT(reinterpret_cast<PyObject*>(parts->timer_handle_type));
+        Py_VISIT(reinterpret_cast<PyObject*>(parts->socket_transport_type));
         Py_VISIT(parts->future_type);
+        Py_VISIT(parts->buffered_protocol);
         return traverse_spare_handles(*parts, visit, arg);
     }
     return 0;
@@ -43,10 +60,17 @@ void clear_parts(Parts* parts) noexcept {
         Py_CLEAR(parts->asyncio_handle);
         Py_CLEAR(parts->handle_type);
         Py_CLEAR(parts->timer_handle_type);
+        Py_CLEAR(parts->socket_transport_type);
         Py_CLEAR(parts->future_type);
+        Py_CLEAR(parts->buffered_protocol);
         Py_CLEAR(parts->loop_keyword);
         Py_CLEAR(parts->no_args);
+        Py_CLEAR(parts->minus_one);
         Py_CLEAR(parts->time_name);
+        Py_CLEAR(parts->data_received_name);
+        Py_CLEAR(parts->get_buffer_name);
+        Py_CLEAR(parts->buffer_updated_name);
+        Py_CLEAR(parts->eof_received_name);
     }
 }
 
@@ -54,13 +78,15 @@ void free_parts(Parts* parts) noexcept { delete parts; }
 
 PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t count) {
     return guarded<PyObject*>(nullptr, [&] {
-        if (count != 3) {
-            cpython::raise(PyExc_TypeError, "adopt_asyncio() takes Handle, TimerHandle and Future");
+        if (count != 5) {
+            cpython::raise(PyExc_TypeError, "adopt_asyncio() takes five classes of asyncio");
         }
         Parts& parts = *cpython::state_of_module(module).loop_parts;
         if (parts.asyncio_handle == nullptr) {
+            create_socket_transport_type(module, parts, args[3]);
             create_handle_types(module, parts, args[0], args[1]);
             parts.future_type = Py_NewRef(args[2]);
+            parts.buffered_protocol = Py_NewRef(args[4]);
         }
         Py_RETURN_NONE;
     });

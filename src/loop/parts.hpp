@@ -31,12 +31,22 @@ struct Parts {
     PyTypeObject* asyncio_handle = nullptr;  // null until asyncio was adopted
     PyTypeObject* handle_type = nullptr;
     PyTypeObject* timer_handle_type = nullptr;
+    PyTypeObject* socket_transport_type = nullptr;
     PyObject* future_type = nullptr;
+    PyObject* buffered_protocol = nullptr;  // asyncio.BufferedProtocol
     PyObject* loop_keyword = nullptr;  // ("loop",)
     PyObject* no_args = nullptr;       // ()
-    PyObject* time_name = nullptr;     // "time"
+    PyObject* minus_one = nullptr;
+    // interned names
+    PyObject* time_name = nullptr;
+    PyObject* data_received_name = nullptr;
+    PyObject* get_buffer_name = nullptr;
+    PyObject* buffer_updated_name = nullptr;
+    PyObject* eof_received_name = nullptr;
     HandleFields fields;
-    Py_ssize_t timer_offset = 0;  // of what is ours in a TimerHandle
+    Py_ssize_t timer_offset = 0;      // of what is ours in a TimerHandle
+    Py_ssize_t transport_offset = 0;  // of what is ours in a SocketTransportBase
+    Py_ssize_t extra_offset = 0;      // of the field of an asyncio.Transport
 #ifndef Py_GIL_DISABLED
     std::vector<PyObject*> spare_handles;  // dead, of handle_type
 #endif
@@ -48,8 +58,11 @@ int traverse_parts(Parts* parts, visitproc visit, void* arg);
 void clear_parts(Parts* parts) noexcept;
 void free_parts(Parts* parts) noexcept;
 
-/// adopt_asyncio(Handle, TimerHandle, Future)
+/// adopt_asyncio(Handle, TimerHandle, Future, Transport, BufferedProtocol)
 PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t count);
+
+/// Where the slot `name` of a Python class is. Throws ErrorSet: ImportError when it is not one.
+Py_ssize_t offset_of_slot(PyObject* type, const char* name);
 
 inline Parts& parts_of_type(PyTypeObject* type) noexcept {
     return *cpython::state_of_defining_class(type).loop_parts;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a loop will run at its next turn, first in, first out: a ring that grows. An entry owns a reference, to a handle or
-// to something else that has work to do (its low bit says which), so that what waits for its turn stays alive.
+// What a loop will run at its next turn, first in, first out: a ring that grows. What waits for its turn stays alive.
 #pragma once
 
 #include "cpython/api.hpp"
@@ -12,17 +11,37 @@
 
 namespace gossamer::loop {
 
-/// An entry of a ReadyQueue. Not owned by itself: it is what passes an owned reference on.
+/// Something of the loop's own that has work to do at its turn: part of the object that owns it.
+class Runnable {
+public:
+    Runnable(const Runnable&) = delete;
+    Runnable& operator=(const Runnable&) = delete;
+
+    PyObject* owner() const noexcept { return owner_; }
+
+    /// Does the work. Throws ErrorSet: KeyboardInterrupt or SystemExit of what it called.
+    virtual void run() = 0;
+
+protected:
+    explicit Runnable(PyObject* owner) noexcept : owner_(owner) {}
+    ~Runnable() = default;
+
+private:
+    PyObject* const owner_;
+};
+
+/// An entry of a LoopReadyQueue: an owned reference, to a handle or to the owner of a Runnable. It is passed on by hand.
 class ReadyEntry final {
 public:
-    enum class Kind : std::uintptr_t { kHandle = 0, kWatch = 1 };
-
     ReadyEntry() noexcept = default;
-    ReadyEntry(PyObject* object, Kind kind) noexcept
-        : word_(reinterpret_cast<std::uintptr_t>(object) | static_cast<std::uintptr_t>(kind)) {}
+    explicit ReadyEntry(PyObject* handle) noexcept : word_(reinterpret_cast<std::uintptr_t>(handle)) {}
+    explicit ReadyEntry(Runnable& runnable) noexcept : word_(reinterpret_cast<std::uintptr_t>(&runnable) | 1) {}
 
-    PyObject* object() const noexcept { return reinterpret_cast<PyObject*>(word_ & ~std::uintptr_t{1}); }
-    Kind kind() const noexcept { return static_cast<Kind>(word_ & 1); }
+    bool is_handle() const noexcept { return (word_ & 1) == 0; }
+    Runnable& runnable() const noexcept { return *reinterpret_cast<Runnable*>(word_ & ~std::uintptr_t{1}); }
+    PyObject* object() const noexcept {
+        return is_handle() ? reinterpret_cast<PyObject*>(word_) : runnable().owner();
+    }
 
 private:
     std::uintptr_t word_ = 0;

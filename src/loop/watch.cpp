@@ -87,6 +87,14 @@ void EventLoop::unwatch(LoopWatch& watch) noexcept {
     watch.wanted_events_ = watch.pending_events_ = 0;
 }
 
+void EventLoop::hold(LoopWatch& watch, PyObject* object) noexcept {
+    if (watch.held_ == nullptr) {
+        watch.held_ = Py_NewRef(object);
+    }
+}
+
+void EventLoop::release(LoopWatch& watch) { Py_CLEAR(watch.held_); }
+
 void EventLoop::serve_active() {
     while (LoopWatch::Activity* activity = active_.pop_front()) {
         LoopWatch& watch = *activity->watch;

@@ -55,6 +55,7 @@ private:
     const Serve serve_;
     std::uint32_t wanted_events_ = 0;
     std::uint32_t pending_events_ = 0;
+    PyObject* held_ = nullptr;  // owned by the loop
     Activity activity_{*this};
     Membership membership_{*this};
 };

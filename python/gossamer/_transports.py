@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transports of the event loop: what happens once in a connection's life. The rest is C++ (``src/loop/transport.hpp``)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import warnings
+from asyncio import base_events, constants, futures, trsock
+from asyncio.log import logger
+from typing import Any
+
+from gossamer import _core
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from gossamer._event_loop import EventLoop
+
+_SERVER_WANTS_TRANSPORTS = sys.version_info >= (3, 13)
+
+
+class SocketTransport(_core.SocketTransportBase):
+    """A connected stream socket."""
+
+    _start_tls_compatible = True
+    _sendfile_compatible = constants._SendfileMode.TRY_NATIVE
+    _server: Any = None
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+    ) -> None:
+        super().__init__(extra)
+        self._open(loop, sock, protocol, sock.fileno(), sock.family)
+        known = self._extra
+        known["socket"] = trsock.TransportSocket(sock)
+        try:
+            known["sockname"] = sock.getsockname()
+        except OSError:
+            known["sockname"] = None
+        if "peername" not in known:
+            try:
+                known["peername"] = sock.getpeername()
+            except OSError:
+                known["peername"] = None
+        if server is not None:
+            self._server = server
+            if _SERVER_WANTS_TRANSPORTS:
+                server._attach(self)
+            else:
+                server._attach()
+        loop._transports[self._sock_fd] = self
+        base_events._set_nodelay(sock)
+        loop.call_soon(protocol.connection_made, self)
+        # Only then may data come, and only then is whoever made the connection told.
+        loop.call_soon(self._start_reading)
+        if waiter is not None:
+            loop.call_soon(futures._set_result_unless_cancelled, waiter, None)
+
+    def __repr__(self) -> str:
+        words = [type(self).__name__]
+        if self._sock is None:
+            words.append("closed")
+        elif self._closing:
+            words.append("closing")
+        words.append(f"fd={self._sock_fd}")
+        if self._sock is not None:
+            words.append("read=polling" if self.is_reading() else "read=idle")
+            size = self.get_write_buffer_size()
+            words.append(f"write=<{'polling' if size else 'idle'}, bufsize={size}>")
+        return f"<{' '.join(words)}>"
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if self._sock is not None:
+            _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+            self._sock.close()
+            self._leave_server()
+
+    def abort(self) -> None:
+        """Close at once; what was not sent is lost."""
+        self._force_close(None)
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Set the marks of flow control, in bytes."""
+        if high is None:
+            high = 64 * 1024 if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+        self._set_limits(high, low)
+
+    def can_write_eof(self) -> bool:
+        """Return True: the sending half can be closed alone."""
+        return True
+
+    def write_eof(self) -> None:
+        """Close the sending half once everything is sent."""
+        if self._closing or self._eof:
+            return
+        self._eof = True
+        if not self.get_write_buffer_size():
+            self._sock.shutdown(socket.SHUT_WR)
+
+    # --- What base_events' sendfile asks of a transport ---
+
+    def _make_empty_waiter(self) -> asyncio.Future[None]:
+        if self._empty_waiter is not None:
+            raise RuntimeError("Empty waiter is already set")
+        waiter = self._loop.create_future()
+        if not self.get_write_buffer_size():
+            waiter.set_result(None)
+        self._empty_waiter = waiter
+        return waiter
+
+    def _reset_empty_waiter(self) -> None:
+        self._empty_waiter = None
+
+    # --- Called from C++, by name ---
+
+    def _become_empty(self) -> None:
+        if self._empty_waiter is not None:
+            self._empty_waiter.set_result(None)
+        if self._closing:
+            self._call_connection_lost(None)
+        elif self._eof:
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def _schedule_connection_lost(self, error: BaseException | None) -> None:
+        self._loop.call_soon(self._call_connection_lost, error)
+
+    def _warn_of_lost_write(self) -> None:
+        logger.warning("socket.send() raised exception.")
+
+    def _fatal_error(self, error: BaseException, message: str = "Fatal error on transport") -> None:
+        if isinstance(error, OSError):
+            if self._loop.get_debug():
+                logger.debug("%r: %s", self, message, exc_info=error)
+        else:
+            self._report(error, message)
+        if self._empty_waiter is not None and not self._empty_waiter.done():
+            self._empty_waiter.set_exception(error)
+        self._force_close(error)
+
+    def _report(self, error: BaseException, message: str) -> None:
+        self._loop.call_exception_handler(
+            {"message": message, "exception": error, "transport": self, "protocol": self._protocol}
+        )
+
+    # --- The end ---
+
+    def _call_connection_lost(self, error: BaseException | None) -> None:
+        sock, waiter = self._sock, self._empty_waiter
+        if sock is None:
+            return
+        try:
+            self._protocol.connection_lost(error)
+        finally:
+            self._finish()
+            sock.close()
+            self._leave_server()
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(ConnectionError("Connection is closed by peer"))
+
+    def _leave_server(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            if _SERVER_WANTS_TRANSPORTS:
+                server._detach(self)
+            else:
+                server._detach()
