@@ -165,7 +165,7 @@ void EventLoop::run() {
         cpython::raise(PyExc_RuntimeError, "this event loop runs in a virtual thread only");
     }
     const Attachment attachment(*this, *hub);
-    turns_ = kTurnsBetweenLooks;  // the first turn asks the kernel, as asyncio's does
+    turns_since_look_ = kTurnsBetweenLooks;  // the first turn asks the kernel, as asyncio's does
     last_look_ = core::Nanoseconds{};
     do {
         take_turn();
@@ -173,6 +173,7 @@ void EventLoop::run() {
 }
 
 void EventLoop::take_turn() {
+    ++turn_;
     take_incoming();
     if (ready_.is_empty() && !is_stopping) {
         wait_for_work();
@@ -189,10 +190,10 @@ bool EventLoop::is_time_to_look() noexcept {
     if (hub_->wants_attention()) {
         return true;
     }
-    if (++turns_ < kTurnsBetweenLooks) {
+    if (++turns_since_look_ < kTurnsBetweenLooks) {
         return false;
     }
-    turns_ = 0;
+    turns_since_look_ = 0;
     return core::monotonic_now() - last_look_ >= kLongestWithoutLook;
 }
 
@@ -202,7 +203,7 @@ void EventLoop::look() {
     if (hub_->is_main_thread_hub() && runner_->is_main() && cpython::is_signal_pending()) {
         cpython::check(PyErr_CheckSignals());
     }
-    turns_ = 0;
+    turns_since_look_ = 0;
     last_look_ = core::monotonic_now();
 }
 

@@ -128,7 +128,8 @@ private:
     core::IntrusiveList<LoopWatch::Activity> active_;
     std::unordered_map<int, std::unique_ptr<BareWatch>> bare_watches_;
     std::vector<int> rechecks_;  // descriptors whose callback was queued since the last look
-    int turns_ = 0;
+    std::uint64_t turn_ = 0;
+    int turns_since_look_ = 0;
     core::Nanoseconds last_look_{};
     bool is_idle_ = false;
 

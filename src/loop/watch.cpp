@@ -108,10 +108,12 @@ void EventLoop::serve_bare(LoopWatch& watch, std::uint32_t events) {
     auto& self = static_cast<BareWatch&>(watch);
     EventLoop& loop = self.loop();
     // As selectors.EpollSelector has it: an error or a hang-up is for both.
-    if (self.reader && (events & ~static_cast<std::uint32_t>(EPOLLOUT)) != 0) {
+    if (self.reader && (events & ~static_cast<std::uint32_t>(EPOLLOUT)) != 0 &&
+        std::exchange(self.reader_turn, loop.turn_) != loop.turn_) {
         loop.push_ready(cpython::borrow(self.reader.ptr()));
     }
-    if (self.writer && (events & ~static_cast<std::uint32_t>(EPOLLIN)) != 0) {
+    if (self.writer && (events & ~static_cast<std::uint32_t>(EPOLLIN)) != 0 &&
+        std::exchange(self.writer_turn, loop.turn_) != loop.turn_) {
         loop.push_ready(cpython::borrow(self.writer.ptr()));
     }
     if (!self.is_to_recheck) {
