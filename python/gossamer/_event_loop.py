@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import selectors
 import signal
 import socket
 import sys
-from asyncio import base_events, constants, coroutines, format_helpers, sslproto
+from asyncio import base_events, constants, coroutines, events, format_helpers, sslproto, unix_events
 from asyncio.log import logger
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -23,7 +24,12 @@ from typing import Any, cast
 from gossamer import _core, _run
 
 _core.adopt_asyncio(
-    asyncio.Handle, asyncio.TimerHandle, asyncio.Future, asyncio.Transport, asyncio.BufferedProtocol
+    asyncio.Handle,
+    asyncio.TimerHandle,
+    asyncio.Future,
+    asyncio.Transport,
+    asyncio.BufferedProtocol,
+    getattr(events, "_ThreadSafeHandle", None),
 )
 
 from gossamer._transports import SocketTransport  # noqa: E402 - stands on what was just adopted
@@ -140,6 +146,62 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         )
         SocketTransport(self, rawsock, ssl_protocol, extra=extra, server=server)
         return ssl_protocol._app_transport
+
+    # --- Subprocesses ---
+
+    async def _make_subprocess_transport(
+        self,
+        protocol: asyncio.SubprocessProtocol,
+        args: Any,
+        shell: bool,
+        stdin: Any,
+        stdout: Any,
+        stderr: Any,
+        bufsize: int,
+        extra: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> asyncio.SubprocessTransport:
+        if sys.version_info < (3, 14):
+            # By the policy's child watcher, which the program may have set; it is one with a pidfd otherwise.
+            return await super()._make_subprocess_transport(
+                protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **kwargs
+            )
+        waiter = self.create_future()
+        transport = unix_events._UnixSubprocessTransport(
+            self, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs
+        )
+        self._watch_child(transport)
+        try:
+            await waiter
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:
+            transport.close()
+            await asyncio.shield(transport._wait())
+            raise
+        return transport
+
+    def _watch_child(self, transport: Any) -> None:
+        """Have the transport told of its process's end, without SIGCHLD, which is the program's."""
+        pid = transport.get_pid()
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:  # a kernel or a container that does not have it
+            unix_events._ThreadedChildWatcher().add_child_handler(pid, self._child_watcher_callback, transport)
+        else:
+            self._add_reader(pidfd, self._reap_child, pidfd, pid, transport)
+
+    def _reap_child(self, pidfd: int, pid: int, transport: Any) -> None:
+        self._remove_reader(pidfd)
+        os.close(pidfd)
+        try:
+            _pid, status = os.waitpid(pid, 0)
+        except ChildProcessError:
+            returncode = 255
+            logger.warning("child process pid %d exit status already read: will report returncode 255", pid)
+        else:
+            returncode = unix_events.waitstatus_to_exitcode(status)
+        transport._process_exited(returncode)
 
     # --- Called from C++, by name ---
 

@@ -128,7 +128,8 @@ class SocketTransport(_core.SocketTransportBase):
         if self._empty_waiter is not None:
             self._empty_waiter.set_result(None)
         if self._closing:
-            self._call_connection_lost(None)
+            if not self._conn_lost:  # resume_writing() may have aborted it
+                self._call_connection_lost(None)
         elif self._eof:
             self._sock.shutdown(socket.SHUT_WR)
 

@@ -241,6 +241,8 @@ void EventLoop::run_entry(ReadyEntry entry) {
     try {
         if (is_debugging) [[unlikely]] {
             run_debugging(handle);
+        } else if (Py_TYPE(handle) == reinterpret_cast<PyTypeObject*>(parts_.thread_safe_handle)) {
+            steal(PyObject_CallMethodNoArgs(handle, parts_.run_name));  // which takes its lock
         } else {
             call_handle(parts_, handle);
         }

@@ -65,6 +65,26 @@ Ref make_ready_handle(EventLoop& loop, const CallArguments& call) {
     return make_handle(loop.parts(), loop.object(), call.callback, call.args, call.count, call.context);
 }
 
+/// One that any thread may cancel: it has a lock, and is asyncio's own (3.14).
+Ref make_thread_safe_handle(EventLoop& loop, const CallArguments& call) {
+    PyObject* type = loop.parts().thread_safe_handle;
+    if (type == nullptr) {
+        return make_ready_handle(loop, call);
+    }
+    const Ref args = steal(PyTuple_New(call.count));
+    for (Py_ssize_t index = 0; index < call.count; ++index) {
+        PyTuple_SET_ITEM(args.ptr(), index, Py_NewRef(call.args[index]));
+    }
+    Ref handle = steal(PyObject_CallFunctionObjArgs(type, call.callback, args.ptr(), loop.object(),
+                                                    call.context == nullptr ? Py_None : call.context, nullptr));
+    if (loop.is_debugging) {  // it has looked at who called it, which was no Python
+        PyObject*& trace = field_of(handle.ptr(), loop.parts().fields.source_traceback);
+        Ref right = trace_of_caller(loop.object());
+        Py_XSETREF(trace, right.release());
+    }
+    return handle;
+}
+
 PyObject* call_soon(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     return guarded<PyObject*>(nullptr, [&] {
         EventLoop& loop = loop_of(self);
@@ -83,7 +103,7 @@ PyObject* call_soon_threadsafe(PyObject* self, PyObject* const* args, Py_ssize_t
         const CallArguments call("call_soon_threadsafe", args, count, names, 0);
         loop.check_open();
         check_call(loop, "call_soon_threadsafe", call.callback, true);
-        Ref handle = make_ready_handle(loop, call);
+        Ref handle = make_thread_safe_handle(loop, call);
         loop.push_from_anywhere(cpython::borrow(handle.ptr()));
         return handle.release();
     });

@@ -31,6 +31,7 @@ void create_parts(PyObject* module) {
     parts->no_args = steal(PyTuple_New(0)).release();
     parts->minus_one = steal(PyLong_FromLong(-1)).release();
     parts->time_name = steal(PyUnicode_InternFromString("time")).release();
+    parts->run_name = steal(PyUnicode_InternFromString("_run")).release();
     parts->data_received_name = steal(PyUnicode_InternFromString("data_received")).release();
     parts->get_buffer_name = steal(PyUnicode_InternFromString("get_buffer")).release();
     parts->buffer_updated_name = steal(PyUnicode_InternFromString("buffer_updated")).release();
@@ -46,6 +47,7 @@ int traverse_parts(Parts* parts, visitproc visit, void* arg) {
         Py_VISIT(reinterpret_cast<PyObject*>(parts->handle_type));
         Py_VISIT(reinterpret_cast<PyObject*>(parts->timer_handle_type));
         Py_VISIT(reinterpret_cast<PyObject*>(parts->socket_transport_type));
+        Py_VISIT(parts->thread_safe_handle);
         Py_VISIT(parts->future_type);
         Py_VISIT(parts->buffered_protocol);
         return traverse_spare_handles(*parts, visit, arg);
@@ -61,12 +63,14 @@ void clear_parts(Parts* parts) noexcept {
         Py_CLEAR(parts->handle_type);
         Py_CLEAR(parts->timer_handle_type);
         Py_CLEAR(parts->socket_transport_type);
+        Py_CLEAR(parts->thread_safe_handle);
         Py_CLEAR(parts->future_type);
         Py_CLEAR(parts->buffered_protocol);
         Py_CLEAR(parts->loop_keyword);
         Py_CLEAR(parts->no_args);
         Py_CLEAR(parts->minus_one);
         Py_CLEAR(parts->time_name);
+        Py_CLEAR(parts->run_name);
         Py_CLEAR(parts->data_received_name);
         Py_CLEAR(parts->get_buffer_name);
         Py_CLEAR(parts->buffer_updated_name);
@@ -78,8 +82,8 @@ void free_parts(Parts* parts) noexcept { delete parts; }
 
 PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t count) {
     return guarded<PyObject*>(nullptr, [&] {
-        if (count != 5) {
-            cpython::raise(PyExc_TypeError, "adopt_asyncio() takes five classes of asyncio");
+        if (count != 6) {
+            cpython::raise(PyExc_TypeError, "adopt_asyncio() takes six classes of asyncio");
         }
         Parts& parts = *cpython::state_of_module(module).loop_parts;
         if (parts.asyncio_handle == nullptr) {
@@ -87,6 +91,7 @@ PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t coun
             create_handle_types(module, parts, args[0], args[1]);
             parts.future_type = Py_NewRef(args[2]);
             parts.buffered_protocol = Py_NewRef(args[4]);
+            parts.thread_safe_handle = args[5] == Py_None ? nullptr : Py_NewRef(args[5]);
         }
         Py_RETURN_NONE;
     });

@@ -29,6 +29,7 @@ struct HandleFields {
 struct Parts {
     PyTypeObject* event_loop_type = nullptr;
     PyTypeObject* asyncio_handle = nullptr;  // null until asyncio was adopted
+    PyObject* thread_safe_handle = nullptr;  // asyncio's class for call_soon_threadsafe from 3.14 on, else null
     PyTypeObject* handle_type = nullptr;
     PyTypeObject* timer_handle_type = nullptr;
     PyTypeObject* socket_transport_type = nullptr;
@@ -39,6 +40,7 @@ struct Parts {
     PyObject* minus_one = nullptr;
     // interned names
     PyObject* time_name = nullptr;
+    PyObject* run_name = nullptr;  // "_run"
     PyObject* data_received_name = nullptr;
     PyObject* get_buffer_name = nullptr;
     PyObject* buffer_updated_name = nullptr;
@@ -58,7 +60,7 @@ int traverse_parts(Parts* parts, visitproc visit, void* arg);
 void clear_parts(Parts* parts) noexcept;
 void free_parts(Parts* parts) noexcept;
 
-/// adopt_asyncio(Handle, TimerHandle, Future, Transport, BufferedProtocol)
+/// adopt_asyncio(Handle, TimerHandle, Future, Transport, BufferedProtocol, _ThreadSafeHandle or None)
 PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t count);
 
 /// Where the slot `name` of a Python class is. Throws ErrorSet: ImportError when it is not one.

@@ -481,7 +481,8 @@ void SocketTransport::schedule_connection_lost(PyObject* error) {
 void SocketTransport::finish() {
     loop().release(*this);
     loop().unwatch(*this);
-    is_finished_ = true;
+    is_closing = true;
+    lost_count = std::max(lost_count, 1);
     clear();
 }
 

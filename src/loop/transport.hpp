@@ -124,7 +124,6 @@ private:
     bool is_hung_up_ = false;  // or something else came that a short read says nothing about
     bool has_read_eof_ = false;
     bool is_protocol_paused_ = false;
-    bool is_finished_ = false;
     std::size_t last_read_ = 0;
     std::deque<Unsent> unsent_;
     std::size_t unsent_bytes_ = 0;

@@ -69,15 +69,6 @@ PyObject* open(PyObject* self, PyObject* args) {
     });
 }
 
-/// Calls `call(transport, args...)` of a METH_METHOD method.
-template <auto Call>
-PyObject* method(PyObject* self, PyTypeObject* defining_class, PyObject* const* args, Py_ssize_t count, PyObject*) {
-    return guarded<PyObject*>(nullptr, [&] {
-        (void)count;
-        return Call(transport_of(self, defining_class), args);
-    });
-}
-
 void check_count(const char* name, Py_ssize_t given, Py_ssize_t wanted) {
     if (given != wanted) {
         cpython::raise(PyExc_TypeError, "%s() takes %zd argument%s (%zd given)", name, wanted, wanted == 1 ? "" : "s",
