@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from gossamer._blocking import blocking_in_tasks
     from gossamer._dump import ThreadSnapshot, dump, snapshot
     from gossamer._event_loop import new_event_loop
+    from gossamer._event_loop_policy import EventLoopPolicy
     from gossamer._several import DoneAndNotDone, as_completed, map, race, wait
     from gossamer.executors import VirtualThreadPoolExecutor
 
 __all__ = [
     "DeadlockError",
     "DoneAndNotDone",
+    "EventLoopPolicy",
     "Scope",
     "Task",
     "ThreadSnapshot",
@@ -50,6 +52,7 @@ __all__ = [
 # Imported when first asked for: what they stand on takes longer to import than all the rest.
 _MODULES = {
     "DoneAndNotDone": "gossamer._several",
+    "EventLoopPolicy": "gossamer._event_loop_policy",
     "ThreadSnapshot": "gossamer._dump",
     "VirtualThreadPoolExecutor": "gossamer.executors",
     "as_completed": "gossamer._several",

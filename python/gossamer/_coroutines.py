@@ -11,8 +11,11 @@ from gossamer._core import Task
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run ``coroutine`` in this virtual thread, on an asyncio loop of its own, and return its result."""
-    return asyncio.run(coroutine)
+    """Run ``coroutine`` in this virtual thread, on an event loop of its own, and return its result."""
+    from gossamer._event_loop import EventLoop
+
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
+        return runner.run(coroutine)
 
 
 def await_task(task: Task[Any]) -> Generator[Any, None, Any]:
