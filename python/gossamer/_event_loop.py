@@ -30,6 +30,8 @@ _core.adopt_asyncio(
     asyncio.Transport,
     asyncio.BufferedProtocol,
     getattr(events, "_ThreadSafeHandle", None),
+    asyncio.SelectorEventLoop,
+    socket.socket,
 )
 
 from gossamer._transports import SocketTransport  # noqa: E402 - stands on what was just adopted

@@ -84,6 +84,17 @@ void EventLoop::check_open() const {
     }
 }
 
+void EventLoop::check_no_transport(int fd) {
+    if (!transports_) {
+        const Ref mapping = steal(PyObject_GetAttrString(object_, "_transports"));
+        transports_ = steal(PyObject_GetAttrString(mapping.ptr(), "data"));
+    }
+    if (PyDict_Check(transports_.ptr()) && PyDict_GET_SIZE(transports_.ptr()) == 0) {
+        return;
+    }
+    steal(PyObject_CallMethod(object_, "_ensure_fd_no_transport", "i", fd));
+}
+
 void EventLoop::wake_if_idle() noexcept {
     if (is_idle_) {
         hub_->post(*runner_);
@@ -281,6 +292,7 @@ void EventLoop::close() {
         has_incoming_.store(false);
     }
     const auto bare_watches = std::exchange(bare_watches_, {});
+    const Ref transports = std::move(transports_);
     for (LoopWatch::Membership* member = watches_.front(); member != nullptr; member = watches_.next_of(*member)) {
         if (PyObject* held = std::exchange(member->watch->held_, nullptr)) {
             dead.push_back(held);
@@ -303,6 +315,7 @@ int EventLoop::traverse(visitproc visit, void* arg) {
     for (PyObject* handle : incoming_) {
         visit_one(handle);
     }
+    visit_one(transports_.ptr());
     for (LoopWatch::Membership* member = watches_.front(); member != nullptr; member = watches_.next_of(*member)) {
         visit_one(member->watch->held_);
     }

@@ -63,6 +63,9 @@ public:
     void arm_timer(cpython::Ref timer_handle, double when);
     void disarm_timer(TimerNode& node) noexcept;
 
+    /// Has it served at the next turn; wakes the loop. Parks: no. Thread: carrier. Python: attached, not run.
+    void note_activity(Activity& activity) noexcept;
+
     /// Readers and writers. `add` replaces the handle that was there and cancels it.
     void add_bare(int fd, core::Interest interest, cpython::Ref handle);
     bool remove_bare(int fd, core::Interest interest);
@@ -73,6 +76,9 @@ public:
     /// Owns `object` for as long as `watch` is watched: nobody else may refer to it.
     void hold(LoopWatch& watch, PyObject* object) noexcept;
     void release(LoopWatch& watch);
+
+    /// Throws ErrorSet (RuntimeError) when a transport of the loop uses the descriptor.
+    void check_no_transport(int fd);
 
     /// The hub that runs the loop, or null.
     sched::Hub* hub() const noexcept { return hub_; }
@@ -113,7 +119,6 @@ private:
     void run_debugging(PyObject* handle);
     void report_error(PyObject* handle);
     void wake_if_idle() noexcept;
-    void note_activity(LoopWatch& watch) noexcept;
     int arm_watch(LoopWatch& watch) noexcept;
     static void serve_bare(LoopWatch& watch, std::uint32_t events);
 
@@ -125,8 +130,9 @@ private:
     LoopReadyQueue ready_;
     core::TimerHeap timers_;
     core::IntrusiveList<LoopWatch::Membership> watches_;
-    core::IntrusiveList<LoopWatch::Activity> active_;
+    core::IntrusiveList<Activity> active_;
     std::unordered_map<int, std::unique_ptr<BareWatch>> bare_watches_;
+    cpython::Ref transports_;    // the dictionary of asyncio's _transports, once it was needed
     std::vector<int> rechecks_;  // descriptors whose callback was queued since the last look
     std::uint64_t turn_ = 0;
     int turns_since_look_ = 0;

@@ -6,6 +6,7 @@
 
 #include "cpython/error.hpp"
 #include "loop/event_loop.hpp"
+#include "loop/socket_operation.hpp"
 
 namespace gossamer::loop {
 
@@ -157,9 +158,7 @@ PyObject* get_debug(PyObject* self, PyObject*) { return Py_NewRef(loop_of(self).
 PyObject* is_closed(PyObject* self, PyObject*) { return Py_NewRef(loop_of(self).is_closed ? Py_True : Py_False); }
 
 PyObject* create_future(PyObject* self, PyObject*) {
-    const Parts& parts = loop_of(self).parts();
-    PyObject* args[] = {nullptr, self};
-    return PyObject_Vectorcall(parts.future_type, args + 1, 0 | PY_VECTORCALL_ARGUMENTS_OFFSET, parts.loop_keyword);
+    return guarded<PyObject*>(nullptr, [&] { return create_future(loop_of(self).parts(), self).release(); });
 }
 
 template <Interest interest>
@@ -314,6 +313,12 @@ PyMethodDef methods[] = {
     {"is_closed", is_closed, METH_NOARGS, PyDoc_STR("is_closed($self, /)\n--\n\nWhether the loop was closed.")},
     {"create_future", create_future, METH_NOARGS,
      PyDoc_STR("create_future($self, /)\n--\n\nReturn a new future of the loop.")},
+    {"sock_recv", _PyCFunction_CAST(sock_recv), METH_FASTCALL,
+     PyDoc_STR("sock_recv($self, sock, n, /)\n--\n\nReceive up to ``n`` bytes from a non-blocking socket.")},
+    {"sock_recv_into", _PyCFunction_CAST(sock_recv_into), METH_FASTCALL,
+     PyDoc_STR("sock_recv_into($self, sock, buf, /)\n--\n\nReceive into ``buf``; the result is how many bytes.")},
+    {"sock_sendall", _PyCFunction_CAST(sock_sendall), METH_FASTCALL,
+     PyDoc_STR("sock_sendall($self, sock, data, /)\n--\n\nSend all of ``data`` through a non-blocking socket.")},
     {"_add_reader", _PyCFunction_CAST(add_bare<Interest::kRead>), METH_FASTCALL, nullptr},
     {"_add_writer", _PyCFunction_CAST(add_bare<Interest::kWrite>), METH_FASTCALL, nullptr},
     {"_remove_reader", remove_bare<Interest::kRead>, METH_O, nullptr},

@@ -6,6 +6,7 @@
 #include "cpython/ref.hpp"
 #include "loop/event_loop.hpp"
 #include "loop/handle.hpp"
+#include "loop/socket_operation.hpp"
 #include "loop/transport.hpp"
 
 namespace gossamer::loop {
@@ -36,6 +37,10 @@ void create_parts(PyObject* module) {
     parts->get_buffer_name = steal(PyUnicode_InternFromString("get_buffer")).release();
     parts->buffer_updated_name = steal(PyUnicode_InternFromString("buffer_updated")).release();
     parts->eof_received_name = steal(PyUnicode_InternFromString("eof_received")).release();
+    parts->future_blocking_name = steal(PyUnicode_InternFromString("_asyncio_future_blocking")).release();
+    parts->done_name = steal(PyUnicode_InternFromString("done")).release();
+    parts->set_result_name = steal(PyUnicode_InternFromString("set_result")).release();
+    parts->socket_operation_type = create_socket_operation_type(module);
     parts->event_loop_type = create_event_loop_type(module);
     cpython::check(PyModule_AddObjectRef(module, "EventLoopBase", reinterpret_cast<PyObject*>(parts->event_loop_type)));
 }
@@ -48,6 +53,9 @@ int traverse_parts(Parts* parts, visitproc visit, void* arg) {
         Py_VISIT(reinterpret_cast<PyObject*>(parts->timer_handle_type));
         Py_VISIT(reinterpret_cast<PyObject*>(parts->socket_transport_type));
         Py_VISIT(parts->thread_safe_handle);
+        Py_VISIT(reinterpret_cast<PyObject*>(parts->socket_operation_type));
+        Py_VISIT(parts->socket_type);
+        Py_VISIT(parts->selector_loop_type);
         Py_VISIT(parts->future_type);
         Py_VISIT(parts->buffered_protocol);
         return traverse_spare_handles(*parts, visit, arg);
@@ -64,6 +72,9 @@ void clear_parts(Parts* parts) noexcept {
         Py_CLEAR(parts->timer_handle_type);
         Py_CLEAR(parts->socket_transport_type);
         Py_CLEAR(parts->thread_safe_handle);
+        Py_CLEAR(parts->socket_operation_type);
+        Py_CLEAR(parts->socket_type);
+        Py_CLEAR(parts->selector_loop_type);
         Py_CLEAR(parts->future_type);
         Py_CLEAR(parts->buffered_protocol);
         Py_CLEAR(parts->loop_keyword);
@@ -75,15 +86,24 @@ void clear_parts(Parts* parts) noexcept {
         Py_CLEAR(parts->get_buffer_name);
         Py_CLEAR(parts->buffer_updated_name);
         Py_CLEAR(parts->eof_received_name);
+        Py_CLEAR(parts->future_blocking_name);
+        Py_CLEAR(parts->done_name);
+        Py_CLEAR(parts->set_result_name);
     }
+}
+
+Ref create_future(const Parts& parts, PyObject* loop) {
+    PyObject* args[] = {nullptr, loop};
+    return steal(
+        PyObject_Vectorcall(parts.future_type, args + 1, 0 | PY_VECTORCALL_ARGUMENTS_OFFSET, parts.loop_keyword));
 }
 
 void free_parts(Parts* parts) noexcept { delete parts; }
 
 PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t count) {
     return guarded<PyObject*>(nullptr, [&] {
-        if (count != 6) {
-            cpython::raise(PyExc_TypeError, "adopt_asyncio() takes six classes of asyncio");
+        if (count != 8) {
+            cpython::raise(PyExc_TypeError, "adopt_asyncio() takes eight classes");
         }
         Parts& parts = *cpython::state_of_module(module).loop_parts;
         if (parts.asyncio_handle == nullptr) {
@@ -91,6 +111,8 @@ PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t coun
             create_handle_types(module, parts, args[0], args[1]);
             parts.future_type = Py_NewRef(args[2]);
             parts.buffered_protocol = Py_NewRef(args[4]);
+            parts.selector_loop_type = Py_NewRef(args[6]);
+            parts.socket_type = Py_NewRef(args[7]);
             parts.thread_safe_handle = args[5] == Py_None ? nullptr : Py_NewRef(args[5]);
         }
         Py_RETURN_NONE;

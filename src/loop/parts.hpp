@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpython/module_state.hpp"
+#include "cpython/ref.hpp"
 
 namespace gossamer::loop {
 
@@ -33,6 +34,9 @@ struct Parts {
     PyTypeObject* handle_type = nullptr;
     PyTypeObject* timer_handle_type = nullptr;
     PyTypeObject* socket_transport_type = nullptr;
+    PyTypeObject* socket_operation_type = nullptr;
+    PyObject* socket_type = nullptr;         // socket.socket
+    PyObject* selector_loop_type = nullptr;  // asyncio.SelectorEventLoop
     PyObject* future_type = nullptr;
     PyObject* buffered_protocol = nullptr;  // asyncio.BufferedProtocol
     PyObject* loop_keyword = nullptr;  // ("loop",)
@@ -45,6 +49,9 @@ struct Parts {
     PyObject* get_buffer_name = nullptr;
     PyObject* buffer_updated_name = nullptr;
     PyObject* eof_received_name = nullptr;
+    PyObject* future_blocking_name = nullptr;  // "_asyncio_future_blocking"
+    PyObject* done_name = nullptr;
+    PyObject* set_result_name = nullptr;
     HandleFields fields;
     Py_ssize_t timer_offset = 0;      // of what is ours in a TimerHandle
     Py_ssize_t transport_offset = 0;  // of what is ours in a SocketTransportBase
@@ -60,8 +67,12 @@ int traverse_parts(Parts* parts, visitproc visit, void* arg);
 void clear_parts(Parts* parts) noexcept;
 void free_parts(Parts* parts) noexcept;
 
-/// adopt_asyncio(Handle, TimerHandle, Future, Transport, BufferedProtocol, _ThreadSafeHandle or None)
+/// adopt_asyncio(Handle, TimerHandle, Future, Transport, BufferedProtocol, _ThreadSafeHandle or None, SelectorEventLoop,
+/// socket.socket)
 PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t count);
+
+/// A new future of `loop`.
+cpython::Ref create_future(const Parts& parts, PyObject* loop);
 
 /// Where the slot `name` of a Python class is. Throws ErrorSet: ImportError when it is not one.
 Py_ssize_t offset_of_slot(PyObject* type, const char* name);

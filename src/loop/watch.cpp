@@ -39,12 +39,17 @@ LoopWatch::~LoopWatch() { loop_->unwatch(*this); }
 void LoopWatch::note_events(core::FdWatch& watch, std::uint32_t events) noexcept {
     auto& self = static_cast<LoopWatch&>(watch);
     self.pending_events_ |= events;
-    self.loop_->note_activity(self);
+    self.loop_->note_activity(self.activity_);
 }
 
-void EventLoop::note_activity(LoopWatch& watch) noexcept {
-    if (!watch.activity_.is_linked()) {
-        active_.push_back(watch.activity_);
+void LoopWatch::serve_watch(Activity& activity) {
+    LoopWatch& self = *static_cast<OwnActivity&>(activity).watch;
+    self.serve_(self, std::exchange(self.pending_events_, 0));
+}
+
+void EventLoop::note_activity(Activity& activity) noexcept {
+    if (!activity.is_linked()) {
+        active_.push_back(activity);
     }
     wake_if_idle();
 }
@@ -96,9 +101,8 @@ void EventLoop::hold(LoopWatch& watch, PyObject* object) noexcept {
 void EventLoop::release(LoopWatch& watch) { Py_CLEAR(watch.held_); }
 
 void EventLoop::serve_active() {
-    while (LoopWatch::Activity* activity = active_.pop_front()) {
-        LoopWatch& watch = *activity->watch;
-        watch.serve_(watch, std::exchange(watch.pending_events_, 0));
+    while (Activity* activity = active_.pop_front()) {
+        activity->serve(*activity);
     }
 }
 

@@ -17,6 +17,16 @@ namespace gossamer::loop {
 
 class EventLoop;
 
+/// Something that the hub has told the loop of and that the loop serves at its next turn. Its owner unlinks it.
+struct Activity : core::ListHook {
+    /// Called by the loop, in its virtual thread.
+    using Serve = void (*)(Activity&);
+
+    explicit Activity(Serve how) noexcept : serve(how) {}
+
+    const Serve serve;
+};
+
 class LoopWatch : public core::FdWatch {
 public:
     LoopWatch(const LoopWatch&) = delete;
@@ -25,11 +35,6 @@ public:
     int fd() const noexcept { return fd_; }
     std::uint32_t wanted_events() const noexcept { return wanted_events_; }
 
-    /// In the list of those that have something to do.
-    struct Activity final : core::ListHook {
-        explicit Activity(LoopWatch& whose) noexcept : watch(&whose) {}
-        LoopWatch* const watch;
-    };
     /// In the list of all watches of the loop.
     struct Membership final : core::ListHook {
         explicit Membership(LoopWatch& whose) noexcept : watch(&whose) {}
@@ -48,7 +53,13 @@ protected:
 private:
     friend class EventLoop;
 
+    struct OwnActivity final : Activity {
+        explicit OwnActivity(LoopWatch& whose) noexcept : Activity(&serve_watch), watch(&whose) {}
+        LoopWatch* const watch;
+    };
+
     static void note_events(core::FdWatch& watch, std::uint32_t events) noexcept;
+    static void serve_watch(Activity& activity);
 
     EventLoop* const loop_;
     const int fd_;
@@ -56,7 +67,7 @@ private:
     std::uint32_t wanted_events_ = 0;
     std::uint32_t pending_events_ = 0;
     PyObject* held_ = nullptr;  // owned by the loop
-    Activity activity_{*this};
+    OwnActivity activity_{*this};
     Membership membership_{*this};
 };
 
