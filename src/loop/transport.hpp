@@ -73,6 +73,8 @@ public:
 
     PyObject* loop_object() const noexcept { return loop_object_.ptr(); }
     PyObject* socket() const noexcept { return socket_.ptr(); }
+    /// Replaces the object that is shut down and closed at the end; the descriptor stays.
+    void set_socket(PyObject* socket) { cpython::borrow(socket == Py_None ? nullptr : socket).swap(socket_); }
     PyObject* protocol() const noexcept { return protocol_.ptr(); }
 
     // Read and written by the Python half.

@@ -188,6 +188,19 @@ int set_protocol_field(PyObject* self, PyObject* value, void*) {
     });
 }
 
+/// _read_ready_cb: what asyncio's own transports call when they can read; all that others ask is whether it is None.
+PyObject* get_read_callback(PyObject* self, void*) {
+    Storage& storage = storage_of(self);
+    return object_or_none(storage && !storage->is_closing ? storage->protocol() : nullptr);
+}
+
+int set_socket(PyObject* self, PyObject* value, void*) {
+    return guarded(-1, [&] {
+        transport_of(self).set_socket(value);
+        return 0;
+    });
+}
+
 PyObject* get_empty_waiter(PyObject* self, void*) {
     Storage& storage = storage_of(self);
     return object_or_none(storage ? storage->empty_waiter.ptr() : nullptr);
@@ -293,7 +306,8 @@ PyMethodDef methods[] = {
 
 PyGetSetDef properties[] = {
     {"_loop", get_object<&SocketTransport::loop_object>, nullptr, nullptr, nullptr},
-    {"_sock", get_object<&SocketTransport::socket>, nullptr, nullptr, nullptr},
+    {"_sock", get_object<&SocketTransport::socket>, set_socket, nullptr, nullptr},
+    {"_read_ready_cb", get_read_callback, nullptr, nullptr, nullptr},
     {"_protocol", get_object<&SocketTransport::protocol>, set_protocol_field, nullptr, nullptr},
     {"_empty_waiter", get_empty_waiter, set_empty_waiter, nullptr, nullptr},
     {"_sock_fd", get_fd, nullptr, nullptr, nullptr},

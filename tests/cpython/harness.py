@@ -83,10 +83,38 @@ FILES = {
     "test_asyncio.test_eager_task_factory": File(must_step=True),
     "test_asyncio.test_timeouts": File(must_step=True),
 }
+# On our event loop (on_our_loop.py): test_asyncio's files, but those of other systems' loops.
+LOOP_FILES = {
+    f"test_asyncio.test_{name}": File(must_park=name not in ("buffered_proto", "protocols", "transports"))
+    for name in """base_events buffered_proto context eager_task_factory events futures locks pep492 protocols queues
+    runners selector_events sendfile server sock_lowlevel ssl sslproto staggered streams subprocess taskgroups tasks
+    threads timeouts transports unix_events waitfor""".split()
+}
+HERE = Path(__file__).resolve().parent
+OUR_RUNNER = "{python} -m gossamer run --lost-errors=warn"
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Files that are run and judged alike."""
+
+    files: Mapping[str, File]
+    runner: str
+    expected: Path
+
+
+SUITES = {
+    "threads": Suite(FILES, OUR_RUNNER, HERE / "expected.toml"),
+    "asyncio": Suite(
+        LOOP_FILES, f"{OUR_RUNNER} --no-inherit {shlex.quote(str(HERE / 'on_our_loop.py'))}", HERE / "expected_asyncio.toml"
+    ),
+}
+ALL_FILES = {**FILES, **LOOP_FILES}
 REASONS = {
     "os-thread": "it asserts a property of an OS thread",
     "private-name": "it looks at a private name that is replaced",
     "no-site": "it needs a child started with -S",
+    "own-setting": "it asserts a setting of the interpreter that `gossamer run` has a value of its own for",
 }
 MOST_EXPECTED = 20  # methods a version
 CACHE_FORMAT = 1  # part of the key of the plain results: raise it when their form or the way they are made changes
@@ -357,9 +385,9 @@ class Options:
 
     files: tuple[str, ...] = tuple(FILES)
     python: str = sys.executable
-    runner: str = "{python} -m gossamer run --lost-errors=warn"
+    runner: str = OUR_RUNNER
     plain_runner: str = "{python}"
-    expected: Path = Path(__file__).with_name("expected.toml")
+    expected: Path = SUITES["threads"].expected
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gossamer" / "cpython-tests"
     logs: Path | None = None
     variables: tuple[str, ...] = ()
@@ -368,6 +396,7 @@ class Options:
     fresh: bool = False
     plain_only: bool = False
     list_all: bool = False
+    suite: str = "threads"
 
 
 def environment(home: str, variables: Iterable[str], extra: Mapping[str, str]) -> dict[str, str]:
@@ -375,6 +404,11 @@ def environment(home: str, variables: Iterable[str], extra: Mapping[str, str]) -
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     given = dict(variable.split("=", 1) for variable in variables)
     return {**kept, "LANG": "C.UTF-8", "HOME": home, "TMPDIR": home, **given, **extra}
+
+
+def is_there(tests: Path, file: str) -> bool:
+    path = tests / file.replace(".", "/")
+    return path.exists() or path.with_suffix(".py").exists()
 
 
 def probe(options: Options) -> Interpreter:
@@ -390,12 +424,11 @@ def probe(options: Options) -> Interpreter:
         raise HarnessError(f"{options.python} does not start, or lacks its own tests:\n{child.stderr}")
     facts = json.loads(child.stdout)
     tests = Path(facts["tests"])
-    places = {file: tests.joinpath(*file.split(".")) for file in options.files}
-    if missing := [file for file, place in places.items() if not (place.with_suffix(".py").exists() or place.exists())]:
+    if missing := [file for file in options.files if not is_there(tests, file)]:
         raise HarnessError(f"{tests} lacks {', '.join(missing)}")
     digest = hashlib.sha256()
     host = [os.uname().release, os.geteuid() == 0]
-    parts = [CACHE_FORMAT, facts, host, options.plain_runner, options.variables, repr(FILES)]
+    parts = [CACHE_FORMAT, facts, host, options.plain_runner, options.variables, repr(SUITES[options.suite].files)]
     digest.update(json.dumps(parts).encode())
     for binary in facts["binaries"]:
         digest.update(hashlib.sha256(Path(binary).read_bytes()).digest())
@@ -431,7 +464,7 @@ def run_file(file: str, mode: str, interpreter: Interpreter, options: Options) -
     command = [part.replace("{python}", interpreter.python) for part in shlex.split(runner)]
     command += ["-m", "test", "-v", f"--junit-xml={paths['xml']}"]
     command += ["-u", "walltime"] if interpreter.walltime else []
-    command += [argument for pattern in FILES[file].ignore for argument in ("-i", pattern)]
+    command += [argument for pattern in ALL_FILES[file].ignore for argument in ("-i", pattern)]
     extra = {}
     if mode == "gossamer":
         extra = {name: value for name, value in os.environ.items() if name.startswith("GOSSAMER_")}
@@ -521,12 +554,12 @@ def check_stats(file: str, path: Path, pid: int) -> list[str]:
     if mine[-1].get("main_is_virtual") is not True:
         problems.append("the main thread was not virtual")
     parks = mine[-1].get("parks")
-    if FILES[file].must_park and not (isinstance(parks, int) and parks > 0):
+    if ALL_FILES[file].must_park and not (isinstance(parks, int) and parks > 0):
         problems.append("nothing parked")
-    if FILES[file].has_children and len(mine) == len(lines):
+    if ALL_FILES[file].has_children and len(mine) == len(lines):
         problems.append("the children were plain Python: no gossamer.pth in site-packages (see --in-place)")
     steps = mine[-1].get("steps")
-    if FILES[file].must_step and not (isinstance(steps, int) and steps > 0):
+    if ALL_FILES[file].must_step and not (isinstance(steps, int) and steps > 0):
         problems.append("no coroutine ran on a stack of its own")
     return problems
 
@@ -585,7 +618,7 @@ def read_expected(path: Path) -> list[Expected]:
         if fields.keys() != {field.name for field in dataclasses.fields(Expected)}:
             raise HarnessError(f"{where}: needs versions, file, method, reason and because, and nothing else")
         entry = Expected(**{**fields, "versions": tuple(fields["versions"])})
-        if entry.file not in FILES:
+        if entry.file not in ALL_FILES:
             raise HarnessError(f"{where}: {entry.file} is not one of the files")
         if entry.reason not in REASONS:
             raise HarnessError(f"{where}: the reason is {' or '.join(REASONS)}, not {entry.reason}")
@@ -702,7 +735,7 @@ def do_file(file: str, interpreter: Interpreter, options: Options, expected: lis
 def do_files(interpreter: Interpreter, options: Options, expected: list[Expected]) -> list[Report]:
     """Runs ``options.jobs`` files at a time, then those that must be alone, one by one."""
     reports = {}
-    together = [file for file in options.files if not FILES[file].alone]
+    together = [file for file in options.files if not ALL_FILES[file].alone]
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         futures = {file: pool.submit(do_file, file, interpreter, options, expected) for file in together}
         try:
@@ -714,7 +747,7 @@ def do_files(interpreter: Interpreter, options: Options, expected: list[Expected
                 kill_group(process)
             raise
     for file in options.files:
-        if FILES[file].alone:
+        if ALL_FILES[file].alone:
             reports[file] = do_file(file, interpreter, options, expected)
     return [reports[file] for file in options.files]
 
@@ -770,11 +803,12 @@ def run(options: Options) -> int:
 def main(arguments: list[str] | None = None) -> int:
     defaults = Options()
     parser = argparse.ArgumentParser(description="CPython's own tests, plain and under Gossamer.", allow_abbrev=False)
-    parser.add_argument("files", nargs="*", metavar="FILE", help=f"default: all of {', '.join(FILES)}")
+    parser.add_argument("files", nargs="*", metavar="FILE", help=f"default: all of the suite: {', '.join(FILES)}")
+    parser.add_argument("--suite", choices=SUITES, default="threads", help="which files (default: %(default)s)")
     parser.add_argument("--python", default=defaults.python, help="the interpreter under test (default: this one)")
-    parser.add_argument("--runner", default=defaults.runner, help="what stands before -m test (default: %(default)s)")
+    parser.add_argument("--runner", help="what stands before -m test (default: the suite's)")
     parser.add_argument("--in-place", action="store_true", help="use what tools/build_in_place.sh built")
-    parser.add_argument("--expected", type=Path, default=defaults.expected, help="the list of expected differences")
+    parser.add_argument("--expected", type=Path, help="the list of expected differences")
     parser.add_argument("--logs", type=Path, help="folder for the output of each run (default: in the cache)")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="in both runs: PYTHON_JIT=1")
     parser.add_argument("--jobs", type=int, default=defaults.jobs, help="files at a time (default: %(default)s)")
@@ -783,17 +817,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plain-only", action="store_true", help="only fill the cache")
     parser.add_argument("--all", action="store_true", help="list every difference, however many there are")
     given = parser.parse_args(arguments)
-    if unknown := [file for file in given.files if file not in FILES]:
+    suite = SUITES[given.suite]
+    if unknown := [file for file in given.files if file not in suite.files]:
         parser.error(f"not one of the files: {', '.join(unknown)}")
     if malformed := [variable for variable in given.env if "=" not in variable]:
         parser.error(f"not NAME=VALUE: {', '.join(malformed)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the children are ended
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     options = Options(
-        files=tuple(dict.fromkeys(given.files)) or defaults.files,
+        files=tuple(dict.fromkeys(given.files)) or tuple(suite.files),
         python=os.path.abspath(given.python) if os.sep in given.python else given.python,
-        runner=given.runner,
-        expected=given.expected,
+        runner=given.runner or suite.runner,
+        expected=given.expected or suite.expected,
         logs=given.logs,
         variables=tuple(given.env),
         jobs=given.jobs,
@@ -801,6 +836,7 @@ def main(arguments: list[str] | None = None) -> int:
         fresh=given.fresh,
         plain_only=given.plain_only,
         list_all=given.all,
+        suite=given.suite,
     )
     try:
         if not given.in_place:

@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a module as the main program, with Gossamer's event loop wherever asyncio, or a test of it, makes one.
+
+``on_our_loop.py -m test [ARGUMENTS...]``: asyncio's default policy, and so `asyncio.new_event_loop`, `asyncio.run` and
+`asyncio.Runner`, make our loops; the test cases of test_events that stand on its loop-contract mixins
+(`EventLoopTestsMixin`) get ours in place of theirs. Nothing else is changed.
+"""
+
+import importlib
+import runpy
+import sys
+import unittest
+from asyncio import unix_events
+
+from gossamer._event_loop import EventLoop
+
+EVENTS = "test_asyncio.test_events"
+
+
+def take_over_policy() -> None:
+    """Have asyncio make our loops."""
+    unix_events._UnixDefaultEventLoopPolicy._loop_factory = EventLoop
+
+
+def take_over_loop_contract() -> None:
+    """Have the cases of the loop's contract test our loop."""
+    module = importlib.import_module(f"test.{EVENTS}")
+    for value in list(vars(module).values()):
+        if (
+            isinstance(value, type)
+            and issubclass(value, unittest.TestCase)
+            and issubclass(value, module.EventLoopTestsMixin)
+        ):
+            value.create_event_loop = lambda _self: EventLoop()
+
+
+def main() -> None:
+    """Take over, and run the module."""
+    if len(sys.argv) < 3 or sys.argv[1] != "-m":
+        sys.exit(__doc__)
+    take_over_policy()
+    if EVENTS in sys.argv:
+        take_over_loop_contract()
+    module = sys.argv[2]
+    del sys.argv[1:3]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+main()
