@@ -637,8 +637,15 @@ PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(&execute)},
 }  // namespace
 
 namespace cpython {
-PyModuleDef core_module = {
-    PyModuleDef_HEAD_INIT, "gossamer._core", nullptr, sizeof(ModuleState), functions, slots, traverse, clear, free_module};
+PyModuleDef core_module = {PyModuleDef_HEAD_INIT,
+                           "gossamer._core",
+                           nullptr,
+                           sizeof(ModuleState),
+                           functions,
+                           slots,
+                           traverse,
+                           clear,
+                           free_module};
 }
 
 }  // namespace gossamer

@@ -86,6 +86,7 @@ class Jobs:
         rows = [
             Row(tag.name, "pytest", self._pytest(environment), note),
             Row(tag.name, "CPython's own files", self._harness(environment, "cpython"), note),
+            Row(tag.name, "test_asyncio on our loop", self._harness(environment, "loop", "--suite", "asyncio"), note),
         ]
         if self._everything and tag.name in WITH_JIT:
             compiled = self._harness(environment, "cpython-jit", "--env", "PYTHON_JIT=1")

@@ -9,19 +9,28 @@ loop, other threads wake the hub, and signals come by a Python handler, which th
 from __future__ import annotations
 
 import asyncio
+import asyncio.sslproto as _sslproto
+import asyncio.unix_events as _unix_events
 import errno
+import inspect
 import os
 import selectors
 import signal
 import socket
 import sys
-from asyncio import base_events, constants, coroutines, events, format_helpers, sslproto, unix_events
+from asyncio import base_events as _base_events
+from asyncio import constants, coroutines, format_helpers
 from asyncio.log import logger
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 from gossamer import _core, _run
+
+# Of these, names are used that are asyncio's own, and that type checkers do not know.
+base_events: Any = _base_events
+sslproto: Any = _sslproto
+unix_events: Any = _unix_events
 
 _core.adopt_asyncio(
     asyncio.Handle,
@@ -29,13 +38,14 @@ _core.adopt_asyncio(
     asyncio.Future,
     asyncio.Transport,
     asyncio.BufferedProtocol,
-    getattr(events, "_ThreadSafeHandle", None),
+    getattr(asyncio.events, "_ThreadSafeHandle", None),
     asyncio.SelectorEventLoop,
     socket.socket,
 )
 
 from gossamer._transports import SocketTransport  # noqa: E402 - stands on what was just adopted
 
+_HAS_CHILD_WATCHERS: bool = sys.version_info < (3, 14)
 GRACE = 5.0  # seconds that virtual threads started inside a loop on an ordinary thread get after it
 
 
@@ -77,9 +87,18 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
     Make one with `gossamer.new_event_loop`. On an ordinary thread it enters Gossamer for as long as it runs.
     """
 
+    # asyncio's own, which type checkers do not know.
     _ssock: Any
     _csock: Any
+    _internal_fds: int
+    _current_handle: asyncio.Handle | None
+    _transports: Any
     _signal_handlers: dict[int, asyncio.Handle]
+    _child_watcher_callback: Any
+    _ensure_fd_no_transport: Callable[[Any], None]
+    _check_closed: Callable[[], None]
+    _check_signal: Callable[[Any], None]
+    _handle_signal: Callable[[int], None]
 
     def __init__(self) -> None:
         selector = _NoSelector()
@@ -134,7 +153,7 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         server: Any = None,
         ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
         ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
-    ) -> asyncio.Transport:
+    ) -> Any:
         self._ensure_fd_no_transport(rawsock)
         ssl_protocol = sslproto.SSLProtocol(
             self,
@@ -162,10 +181,11 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         bufsize: int,
         extra: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> asyncio.SubprocessTransport:
-        if sys.version_info < (3, 14):
-            # By the policy's child watcher, which the program may have set; it is one with a pidfd otherwise.
-            return await super()._make_subprocess_transport(
+    ) -> Any:
+        if _HAS_CHILD_WATCHERS:
+            # By the policy's, which the program may have set; it is one with a pidfd otherwise.
+            by_policy: Any = super()
+            return await by_policy._make_subprocess_transport(
                 protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **kwargs
             )
         waiter = self.create_future()
@@ -218,7 +238,7 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         finally:
             self._current_handle = None
 
-    def _report_callback_error(self, handle: asyncio.Handle, error: BaseException) -> None:
+    def _report_callback_error(self, handle: Any, error: BaseException) -> None:
         callback = format_helpers._format_callback_source(handle._callback, handle._args)
         context = {"message": f"Exception in callback {callback}", "exception": error, "handle": handle}
         if handle._source_traceback:
@@ -230,14 +250,14 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
 
     # --- Signals ---
 
-    def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: Any) -> None:
+    def add_signal_handler[*Ts](self, sig: int, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
         """Call ``callback(*args)`` in the loop after the signal ``sig``.
 
         Raises:
             ValueError: There is no such signal.
             RuntimeError: It cannot be caught, or this is not the main thread.
         """
-        if coroutines.iscoroutine(callback) or coroutines.iscoroutinefunction(callback):
+        if coroutines.iscoroutine(callback) or inspect.iscoroutinefunction(callback):
             raise TypeError("coroutines cannot be used with add_signal_handler()")
         self._check_signal(sig)
         self._check_closed()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An asyncio policy whose loops are Gossamer's, for programs that still set one (Python 3.15 is the last to have them)."""
+"""An asyncio policy whose loops are Gossamer's: for programs that set one, up to Python 3.15."""
 
 from __future__ import annotations
 

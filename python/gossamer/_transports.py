@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transports of the event loop: what happens once in a connection's life. The rest is C++ (``src/loop/transport.hpp``)."""
+"""Transports: what happens once in a connection's life. The rest is C++ (``src/loop/transport.hpp``)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import asyncio
 import socket
 import sys
 import warnings
-from asyncio import base_events, constants, futures, trsock
+from asyncio import base_events as _base_events
+from asyncio import constants, trsock
+from asyncio import futures as _futures
 from asyncio.log import logger
 from typing import Any
 
@@ -16,6 +18,10 @@ from gossamer import _core
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gossamer._event_loop import EventLoop
+
+# Of these, names are used that are asyncio's own, and that type checkers do not know.
+base_events: Any = _base_events
+futures: Any = _futures
 
 _SERVER_WANTS_TRANSPORTS = sys.version_info >= (3, 13)
 
@@ -113,7 +119,7 @@ class SocketTransport(_core.SocketTransportBase):
     def _make_empty_waiter(self) -> asyncio.Future[None]:
         if self._empty_waiter is not None:
             raise RuntimeError("Empty waiter is already set")
-        waiter = self._loop.create_future()
+        waiter: asyncio.Future[None] = self._loop.create_future()
         if not self.get_write_buffer_size():
             waiter.set_result(None)
         self._empty_waiter = waiter

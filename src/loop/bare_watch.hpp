@@ -16,7 +16,8 @@ public:
 
     cpython::Ref reader;  // handles, or null
     cpython::Ref writer;
-    std::uint64_t reader_turn = 0;  // the loop's turn that each was last queued for: an edge and poll(2) may tell the same
+    std::uint64_t reader_turn =
+        0;  // the loop's turn that each was last queued for: an edge and poll(2) may tell the same
     std::uint64_t writer_turn = 0;
     bool is_to_recheck = false;
 

@@ -222,8 +222,8 @@ void EventLoop::wait_for_work() {
     recheck_bare_watches();
     while (ready_.is_empty() && active_.is_empty() && !has_incoming_.load() && !is_stopping) {
         is_idle_ = true;
-        const Wake wake = hub_->park({.what = "something for its event loop to do", .object = object_},
-                                     timers_.next(), sched::Cancellable::kYes);
+        const Wake wake = hub_->park({.what = "something for its event loop to do", .object = object_}, timers_.next(),
+                                     sched::Cancellable::kYes);
         is_idle_ = false;
         raise_unless_ready(*hub_, wake);
         if (wake == Wake::kTimedOut) {
@@ -263,9 +263,7 @@ void EventLoop::run_entry(ReadyEntry entry) {
 }
 
 /// Calls it, and has it reported if it took long.
-void EventLoop::run_debugging(PyObject* handle) {
-    steal(PyObject_CallMethod(object_, "_run_debugging", "O", handle));
-}
+void EventLoop::run_debugging(PyObject* handle) { steal(PyObject_CallMethod(object_, "_run_debugging", "O", handle)); }
 
 /// Has the loop report what a callback raised, unless it ends the program. Throws ErrorSet then.
 void EventLoop::report_error(PyObject* handle) {

@@ -112,10 +112,10 @@ PyTypeObject* create_type(PyObject* module, PyObject* base, const char* name, st
                            {0, nullptr}};
     // How instances keep their weak references is a flag, which a type made from a spec does not inherit.
     const unsigned long inherited = reinterpret_cast<PyTypeObject*>(base)->tp_flags & Py_TPFLAGS_MANAGED_WEAKREF;
-    PyType_Spec spec = {name, -static_cast<int>(own_bytes), 0,
-                        static_cast<unsigned>(Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | inherited |
-                                              Py_TPFLAGS_DISALLOW_INSTANTIATION),
-                        slots};
+    PyType_Spec spec = {
+        name, -static_cast<int>(own_bytes), 0,
+        static_cast<unsigned>(Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | inherited | Py_TPFLAGS_DISALLOW_INSTANTIATION),
+        slots};
     return reinterpret_cast<PyTypeObject*>(steal(PyType_FromModuleAndSpec(module, &spec, base)).release());
 }
 

@@ -39,8 +39,8 @@ struct Parts {
     PyObject* selector_loop_type = nullptr;  // asyncio.SelectorEventLoop
     PyObject* future_type = nullptr;
     PyObject* buffered_protocol = nullptr;  // asyncio.BufferedProtocol
-    PyObject* loop_keyword = nullptr;  // ("loop",)
-    PyObject* no_args = nullptr;       // ()
+    PyObject* loop_keyword = nullptr;       // ("loop",)
+    PyObject* no_args = nullptr;            // ()
     PyObject* minus_one = nullptr;
     // interned names
     PyObject* time_name = nullptr;
@@ -77,8 +77,6 @@ cpython::Ref create_future(const Parts& parts, PyObject* loop);
 /// Where the slot `name` of a Python class is. Throws ErrorSet: ImportError when it is not one.
 Py_ssize_t offset_of_slot(PyObject* type, const char* name);
 
-inline Parts& parts_of_type(PyTypeObject* type) noexcept {
-    return *cpython::state_of_defining_class(type).loop_parts;
-}
+inline Parts& parts_of_type(PyTypeObject* type) noexcept { return *cpython::state_of_defining_class(type).loop_parts; }
 
 }  // namespace gossamer::loop

@@ -39,9 +39,7 @@ public:
 
     bool is_handle() const noexcept { return (word_ & 1) == 0; }
     Runnable& runnable() const noexcept { return *reinterpret_cast<Runnable*>(word_ & ~std::uintptr_t{1}); }
-    PyObject* object() const noexcept {
-        return is_handle() ? reinterpret_cast<PyObject*>(word_) : runnable().owner();
-    }
+    PyObject* object() const noexcept { return is_handle() ? reinterpret_cast<PyObject*>(word_) : runnable().owner(); }
 
 private:
     std::uintptr_t word_ = 0;

@@ -177,8 +177,8 @@ private:
 
     Ref send_all() {
         while (sent_ < size_) {
-            const ssize_t sent = ::send(fd(), static_cast<const char*>(view_.buf) + sent_, size_ - sent_,
-                                        MSG_DONTWAIT | MSG_NOSIGNAL);
+            const ssize_t sent =
+                ::send(fd(), static_cast<const char*>(view_.buf) + sent_, size_ - sent_, MSG_DONTWAIT | MSG_NOSIGNAL);
             if (sent >= 0) {
                 sent_ += static_cast<std::size_t>(sent);
             } else if (errno == EAGAIN) {
@@ -319,7 +319,8 @@ PyObject* throw_method(PyObject* self, PyObject* const* args, Py_ssize_t count) 
         } else if (PyExceptionClass_Check(args[0])) {
             PyErr_SetObject(args[0], count > 1 ? args[1] : nullptr);
         } else {
-            cpython::raise(PyExc_TypeError, "exceptions must be classes or instances deriving from BaseException, not %s",
+            cpython::raise(PyExc_TypeError,
+                           "exceptions must be classes or instances deriving from BaseException, not %s",
                            Py_TYPE(args[0])->tp_name);
         }
         throw cpython::ErrorSet{};
@@ -387,10 +388,9 @@ PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(dealloc)},
                        {Py_tp_getset, properties},
                        {0, nullptr}};
 
-PyType_Spec spec = {"gossamer._core.SocketOperation", sizeof(SocketOperationObject), 0,
-                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
-                        Py_TPFLAGS_DISALLOW_INSTANTIATION,
-                    slots};
+PyType_Spec spec = {
+    "gossamer._core.SocketOperation", sizeof(SocketOperationObject), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
 
 /// Whether the usual case: everything else is asyncio's own method's.
 bool is_usual(PyObject* loop, PyObject* const* args, Py_ssize_t count) noexcept {

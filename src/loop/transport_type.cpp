@@ -96,9 +96,8 @@ PyObject* writelines(PyObject* self, PyObject* objects) {
 }
 
 PyObject* is_closing(PyObject* self, PyTypeObject* defining_class, PyObject* const*, Py_ssize_t, PyObject*) {
-    return guarded<PyObject*>(nullptr, [&] {
-        return Py_NewRef(transport_of(self, defining_class).is_closing ? Py_True : Py_False);
-    });
+    return guarded<PyObject*>(
+        nullptr, [&] { return Py_NewRef(transport_of(self, defining_class).is_closing ? Py_True : Py_False); });
 }
 
 template <void (SocketTransport::*call)()>
@@ -338,8 +337,8 @@ void create_socket_transport_type(PyObject* module, Parts& parts, PyObject* tran
     parts.transport_offset = (base->tp_basicsize + alignment - 1) / alignment * alignment;
     parts.socket_transport_type =
         reinterpret_cast<PyTypeObject*>(steal(PyType_FromModuleAndSpec(module, &spec, transport)).release());
-    cpython::check(PyModule_AddObjectRef(module, "SocketTransportBase",
-                                         reinterpret_cast<PyObject*>(parts.socket_transport_type)));
+    cpython::check(
+        PyModule_AddObjectRef(module, "SocketTransportBase", reinterpret_cast<PyObject*>(parts.socket_transport_type)));
 }
 
 }  // namespace gossamer::loop

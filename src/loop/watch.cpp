@@ -195,8 +195,8 @@ bool EventLoop::remove_bare(int fd, Interest interest) {
     if (!watch.reader && !watch.writer) {
         bare_watches_.erase(found);
     } else {
-        watch.watched_events = watch.wanted_events_ = static_cast<std::uint32_t>(
-            interest == Interest::kRead ? Interest::kWrite : Interest::kRead);
+        watch.watched_events = watch.wanted_events_ =
+            static_cast<std::uint32_t>(interest == Interest::kRead ? Interest::kWrite : Interest::kRead);
     }
     cancel_handle(parts_, handle.ptr());
     return true;

@@ -84,11 +84,14 @@ FILES = {
     "test_asyncio.test_timeouts": File(must_step=True),
 }
 # On our event loop (on_our_loop.py): test_asyncio's files, but those of other systems' loops.
+LOOP_NAMES = """
+    base_events buffered_proto context eager_task_factory events futures locks pep492 protocols queues runners
+    selector_events sendfile server sock_lowlevel ssl sslproto staggered streams subprocess taskgroups tasks threads
+    timeouts transports unix_events waitfor
+"""
 LOOP_FILES = {
     f"test_asyncio.test_{name}": File(must_park=name not in ("buffered_proto", "protocols", "transports"))
-    for name in """base_events buffered_proto context eager_task_factory events futures locks pep492 protocols queues
-    runners selector_events sendfile server sock_lowlevel ssl sslproto staggered streams subprocess taskgroups tasks
-    threads timeouts transports unix_events waitfor""".split()
+    for name in LOOP_NAMES.split()
 }
 HERE = Path(__file__).resolve().parent
 OUR_RUNNER = "{python} -m gossamer run --lost-errors=warn"

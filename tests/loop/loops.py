@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import functools
+import gc
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -35,6 +36,12 @@ def on_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
         run_virtually(test(**fixtures))
 
     return run_test
+
+
+def forget(objects: list[Any]) -> None:
+    """Drop the last references to what is in the list."""
+    objects.clear()
+    gc.collect()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import gossamer as gs
 import pytest
 from gossamer import _core
 from gossamer.testing import settle, virtual_clock
-from loops import both_ways, new_loop, on_loop, run_on_thread, run_virtually, socket_pair
+from loops import both_ways, forget, new_loop, on_loop, run_on_thread, run_virtually, socket_pair
 
 # ---- handles and order ----
 
@@ -457,11 +457,10 @@ def test_a_loop_that_nothing_can_wake_is_a_deadlock():
 
 
 def test_a_loop_that_was_not_closed_warns():
-    loop = gs.new_event_loop()
+    loops = [gs.new_event_loop()]
 
     with pytest.warns(ResourceWarning, match="unclosed event loop"):
-        del loop
-        gc.collect()
+        forget(loops)
 
 
 def test_a_forgotten_loop_with_callbacks_is_collected():
@@ -469,10 +468,11 @@ def test_a_forgotten_loop_with_callbacks_is_collected():
     loop.call_soon(loop.stop)
     loop.call_later(3600, loop.stop)
     gone = weakref.ref(loop)
+    loops = [loop]
+    del loop
 
     with pytest.warns(ResourceWarning, match="unclosed event loop"):
-        del loop
-        gc.collect()
+        forget(loops)
 
     assert gone() is None
 

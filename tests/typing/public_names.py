@@ -6,6 +6,7 @@ It is checked and never run, so that what a function does plays no part.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, assert_type
 
 import gossamer as gs
@@ -81,3 +82,14 @@ def enter() -> None:
     except gs.DeadlockError as error:
         assert_type(str(error), str)
     gs.run(main, "3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def loops() -> None:
+    with asyncio.Runner(loop_factory=gs.new_event_loop) as runner:
+        assert_type(runner.run(fetch_async("https://example.org")), bytes)
+    loop: asyncio.AbstractEventLoop = gs.new_event_loop(blocking="park")
+    assert_type(loop.call_soon(fetch, "https://example.org"), asyncio.Handle)
+    loop.call_soon(fetch, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    loop.close()
+    assert_type(gs.run(fetch_async, "https://example.org"), bytes)
+    asyncio.set_event_loop_policy(gs.EventLoopPolicy())  # pyright: ignore[reportDeprecated]
