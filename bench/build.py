@@ -11,7 +11,7 @@ from pathlib import Path
 
 from measure import HERE, ROOT, log
 
-PACKAGES = {"greenlet_switch": "greenlet", "runloom_yield": "runloom"}
+PACKAGES = {"greenlet_switch": "greenlet", "runloom_yield": "runloom", "uvloop_loop": "uvloop"}
 
 
 def build_extension(python: str, tag: str) -> None:

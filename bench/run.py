@@ -31,6 +31,7 @@ ROWS = (
     "step",
     "parked_tasks",
     "echo",
+    "loop",
     "lock",
     "startup",
     "idle",
