@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import asyncio.sslproto as _sslproto
-import asyncio.unix_events as _unix_events
 import errno
 import inspect
-import os
 import selectors
 import signal
 import socket
@@ -30,7 +28,6 @@ from gossamer import _core, _run
 # Of these, names are used that are asyncio's own, and that type checkers do not know.
 base_events: Any = _base_events
 sslproto: Any = _sslproto
-unix_events: Any = _unix_events
 
 _core.adopt_asyncio(
     asyncio.Handle,
@@ -41,11 +38,12 @@ _core.adopt_asyncio(
     getattr(asyncio.events, "_ThreadSafeHandle", None),
     asyncio.SelectorEventLoop,
     socket.socket,
+    asyncio.StreamReaderProtocol,
+    asyncio.StreamReader,
 )
 
 from gossamer._transports import SocketTransport  # noqa: E402 - stands on what was just adopted
 
-_HAS_CHILD_WATCHERS: bool = sys.version_info < (3, 14)
 GRACE = 5.0  # seconds that virtual threads started inside a loop on an ordinary thread get after it
 
 
@@ -94,7 +92,6 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
     _current_handle: asyncio.Handle | None
     _transports: Any
     _signal_handlers: dict[int, asyncio.Handle]
-    _child_watcher_callback: Any
     _ensure_fd_no_transport: Callable[[Any], None]
     _check_closed: Callable[[], None]
     _check_signal: Callable[[Any], None]
@@ -167,63 +164,6 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         )
         SocketTransport(self, rawsock, ssl_protocol, extra=extra, server=server)
         return ssl_protocol._app_transport
-
-    # --- Subprocesses ---
-
-    async def _make_subprocess_transport(
-        self,
-        protocol: asyncio.SubprocessProtocol,
-        args: Any,
-        shell: bool,
-        stdin: Any,
-        stdout: Any,
-        stderr: Any,
-        bufsize: int,
-        extra: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        if _HAS_CHILD_WATCHERS:
-            # By the policy's, which the program may have set; it is one with a pidfd otherwise.
-            by_policy: Any = super()
-            return await by_policy._make_subprocess_transport(
-                protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **kwargs
-            )
-        waiter = self.create_future()
-        transport = unix_events._UnixSubprocessTransport(
-            self, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs
-        )
-        self._watch_child(transport)
-        try:
-            await waiter
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException:
-            transport.close()
-            await asyncio.shield(transport._wait())
-            raise
-        return transport
-
-    def _watch_child(self, transport: Any) -> None:
-        """Have the transport told of its process's end, without SIGCHLD, which is the program's."""
-        pid = transport.get_pid()
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:  # a kernel or a container that does not have it
-            unix_events._ThreadedChildWatcher().add_child_handler(pid, self._child_watcher_callback, transport)
-        else:
-            self._add_reader(pidfd, self._reap_child, pidfd, pid, transport)
-
-    def _reap_child(self, pidfd: int, pid: int, transport: Any) -> None:
-        self._remove_reader(pidfd)
-        os.close(pidfd)
-        try:
-            _pid, status = os.waitpid(pid, 0)
-        except ChildProcessError:
-            returncode = 255
-            logger.warning("child process pid %d exit status already read: will report returncode 255", pid)
-        else:
-            returncode = unix_events.waitstatus_to_exitcode(status)
-        transport._process_exited(returncode)
 
     # --- Called from C++, by name ---
 

@@ -7,6 +7,7 @@
 #include "loop/event_loop.hpp"
 #include "loop/handle.hpp"
 #include "loop/socket_operation.hpp"
+#include "loop/stream_feed.hpp"
 #include "loop/transport.hpp"
 
 namespace gossamer::loop {
@@ -52,6 +53,11 @@ int traverse_parts(Parts* parts, visitproc visit, void* arg) {
         Py_VISIT(reinterpret_cast<PyObject*>(parts->handle_type));
         Py_VISIT(reinterpret_cast<PyObject*>(parts->timer_handle_type));
         Py_VISIT(reinterpret_cast<PyObject*>(parts->socket_transport_type));
+        Py_VISIT(parts->streams.protocol_type);
+        Py_VISIT(parts->streams.reader_type);
+        Py_VISIT(parts->streams.data_received);
+        Py_VISIT(parts->streams.feed_data);
+        Py_VISIT(parts->streams.wakeup_waiter);
         Py_VISIT(parts->thread_safe_handle);
         Py_VISIT(reinterpret_cast<PyObject*>(parts->socket_operation_type));
         Py_VISIT(parts->socket_type);
@@ -71,6 +77,7 @@ void clear_parts(Parts* parts) noexcept {
         Py_CLEAR(parts->handle_type);
         Py_CLEAR(parts->timer_handle_type);
         Py_CLEAR(parts->socket_transport_type);
+        parts->streams.for_each([](PyObject*& place) { Py_CLEAR(place); });
         Py_CLEAR(parts->thread_safe_handle);
         Py_CLEAR(parts->socket_operation_type);
         Py_CLEAR(parts->socket_type);
@@ -102,8 +109,8 @@ void free_parts(Parts* parts) noexcept { delete parts; }
 
 PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t count) {
     return guarded<PyObject*>(nullptr, [&] {
-        if (count != 8) {
-            cpython::raise(PyExc_TypeError, "adopt_asyncio() takes eight classes");
+        if (count != 10) {
+            cpython::raise(PyExc_TypeError, "adopt_asyncio() takes ten classes");
         }
         Parts& parts = *cpython::state_of_module(module).loop_parts;
         if (parts.asyncio_handle == nullptr) {
@@ -111,6 +118,7 @@ PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t coun
             create_handle_types(module, parts, args[0], args[1]);
             parts.future_type = Py_NewRef(args[2]);
             parts.buffered_protocol = Py_NewRef(args[4]);
+            adopt_streams(parts, args[8], args[9]);
             parts.selector_loop_type = Py_NewRef(args[6]);
             parts.socket_type = Py_NewRef(args[7]);
             parts.thread_safe_handle = args[5] == Py_None ? nullptr : Py_NewRef(args[5]);

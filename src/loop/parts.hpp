@@ -27,6 +27,36 @@ struct HandleFields {
     Py_ssize_t when = 0;
 };
 
+/// asyncio's streams, for whose reader data is fed without their Python code (stream_feed.hpp). Owned.
+struct StreamParts {
+    PyObject* protocol_type = nullptr;
+    PyObject* reader_type = nullptr;
+    PyObject* data_received = nullptr;  // the functions that are replaced: one that somebody patched is called
+    PyObject* feed_data = nullptr;
+    PyObject* wakeup_waiter = nullptr;
+    // interned names
+    PyObject* reader_reference_name = nullptr;  // "_stream_reader_wr"
+    PyObject* feed_data_name = nullptr;
+    PyObject* wakeup_waiter_name = nullptr;
+    PyObject* eof_name = nullptr;
+    PyObject* buffer_name = nullptr;
+    PyObject* waiter_name = nullptr;
+    PyObject* transport_name = nullptr;
+    PyObject* paused_name = nullptr;
+    PyObject* limit_name = nullptr;
+    PyObject* cancelled_name = nullptr;
+
+    template <typename Visit>
+    void for_each(Visit visit) {
+        for (PyObject** place :
+             {&protocol_type, &reader_type, &data_received, &feed_data, &wakeup_waiter, &reader_reference_name,
+              &feed_data_name, &wakeup_waiter_name, &eof_name, &buffer_name, &waiter_name, &transport_name,
+              &paused_name, &limit_name, &cancelled_name}) {
+            visit(*place);
+        }
+    }
+};
+
 struct Parts {
     PyTypeObject* event_loop_type = nullptr;
     PyTypeObject* asyncio_handle = nullptr;  // null until asyncio was adopted
@@ -53,6 +83,7 @@ struct Parts {
     PyObject* done_name = nullptr;
     PyObject* set_result_name = nullptr;
     HandleFields fields;
+    StreamParts streams;
     Py_ssize_t timer_offset = 0;      // of what is ours in a TimerHandle
     Py_ssize_t transport_offset = 0;  // of what is ours in a SocketTransportBase
     Py_ssize_t extra_offset = 0;      // of the field of an asyncio.Transport
@@ -68,7 +99,7 @@ void clear_parts(Parts* parts) noexcept;
 void free_parts(Parts* parts) noexcept;
 
 /// adopt_asyncio(Handle, TimerHandle, Future, Transport, BufferedProtocol, _ThreadSafeHandle or None, SelectorEventLoop,
-/// socket.socket)
+/// socket.socket, StreamReaderProtocol, StreamReader)
 PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t count);
 
 /// A new future of `loop`.

@@ -10,6 +10,7 @@
 #include <sys/uio.h>
 
 #include "cpython/error.hpp"
+#include "loop/stream_feed.hpp"
 
 namespace gossamer::loop {
 
@@ -76,6 +77,7 @@ void SocketTransport::set_protocol(PyObject* protocol) {
     const int is_buffered = PyObject_IsInstance(protocol, loop().parts().buffered_protocol);
     cpython::check(is_buffered);
     is_buffered_protocol_ = is_buffered != 0;
+    is_stream_protocol_ = is_stream_protocol(loop().parts(), protocol);
     Ref(cpython::borrow(protocol)).swap(protocol_);
 }
 
@@ -175,12 +177,14 @@ void SocketTransport::read_bytes() {
     if (last_read_ < kBulk) {
         char* buffer = loop().hub()->read_buffer();
         const ssize_t size = ::recv(fd(), buffer, sched::Hub::kReadBufferBytes, MSG_DONTWAIT);
-        if (size > 0) {
-            data = steal(PyBytes_FromStringAndSize(buffer, size));
-        }
         if (!take_read(size, sched::Hub::kReadBufferBytes)) {
             return;
         }
+        // No Python has run since the system call, so the buffer is still ours.
+        if (is_stream_protocol_ && feed(buffer, static_cast<std::size_t>(size))) {
+            return;
+        }
+        data = steal(PyBytes_FromStringAndSize(buffer, size));
     } else {
         const std::size_t wanted = std::clamp(last_read_ * 2, 4 * kBulk, kLargestRead);
         PyObject* bytes = steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(wanted))).release();
@@ -204,6 +208,24 @@ void SocketTransport::read_bytes() {
     } catch (const cpython::ErrorSet&) {
         fail("Fatal error: protocol.data_received() call failed.");
     }
+}
+
+/// Puts bytes straight into the reader of asyncio's streams. Returns whether it did.
+bool SocketTransport::feed(const char* bytes, std::size_t size) {
+    bool was_fed = false;
+    try {
+        // In the transport's context: whoever is woken is woken from there.
+        in_context([&] {
+            return cpython::guarded<PyObject*>(nullptr, [&] {
+                was_fed = feed_stream(loop().parts(), protocol_.ptr(), bytes, size);
+                return Py_NewRef(Py_None);
+            });
+        });
+    } catch (const cpython::ErrorSet&) {
+        was_fed = true;
+        fail("Fatal error: protocol.data_received() call failed.");
+    }
+    return was_fed;
 }
 
 void SocketTransport::read_into_protocol() {

@@ -93,6 +93,7 @@ private:
     void queue_if_useful();
     void read();
     void read_bytes();
+    bool feed(const char* bytes, std::size_t size);
     void read_into_protocol();
     bool take_read(ssize_t size, std::size_t wanted);
     void reach_eof();
@@ -119,6 +120,7 @@ private:
     cpython::Ref protocol_;
     cpython::Ref context_;
     bool is_buffered_protocol_ = false;
+    bool is_stream_protocol_ = false;  // asyncio's streams', for which feed() may do
     bool is_queued_ = false;
     bool is_started_ = false;
     bool is_readable_ = false;
