@@ -11,6 +11,7 @@ from asyncio import base_events as _base_events
 from asyncio import constants, trsock
 from asyncio import futures as _futures
 from asyncio.log import logger
+from contextvars import Context
 from typing import Any
 
 from gossamer import _core
@@ -41,9 +42,11 @@ class SocketTransport(_core.SocketTransportBase):
         waiter: asyncio.Future[None] | None = None,
         extra: dict[str, Any] | None = None,
         server: Any = None,
+        context: Context | None = None,
     ) -> None:
         super().__init__(extra)
-        self._open(loop, sock, protocol, sock.fileno(), sock.family)
+        self._context = context  # of the protocol's calls; None: of whoever has them made
+        self._open(loop, sock, protocol, sock.fileno(), sock.family, context)
         known = self._extra
         known["socket"] = trsock.TransportSocket(sock)
         try:
@@ -63,11 +66,11 @@ class SocketTransport(_core.SocketTransportBase):
                 server._attach()
         loop._transports[self._sock_fd] = self
         base_events._set_nodelay(sock)
-        loop.call_soon(protocol.connection_made, self)
+        loop.call_soon(protocol.connection_made, self, context=context)
         # Only then may data come, and only then is whoever made the connection told.
-        loop.call_soon(self._start_reading)
+        loop.call_soon(self._start_reading, context=context)
         if waiter is not None:
-            loop.call_soon(futures._set_result_unless_cancelled, waiter, None)
+            loop.call_soon(futures._set_result_unless_cancelled, waiter, None, context=context)
 
     def __repr__(self) -> str:
         words = [type(self).__name__]
@@ -140,7 +143,7 @@ class SocketTransport(_core.SocketTransportBase):
             self._sock.shutdown(socket.SHUT_WR)
 
     def _schedule_connection_lost(self, error: BaseException | None) -> None:
-        self._loop.call_soon(self._call_connection_lost, error)
+        self._loop.call_soon(self._call_connection_lost, error, context=self._context)
 
     def _warn_of_lost_write(self) -> None:
         logger.warning("socket.send() raised exception.")

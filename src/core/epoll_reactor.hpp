@@ -115,6 +115,12 @@ public:
     /// Forbids epoll_pwait2(2), as an old kernel or a container would, so that tests can run the other way.
     static void forbid_pwait2(bool is_forbidden) noexcept;
 
+    /// In a forked child: closes the descriptors, which are the parent's. Waits and watches may still be taken off.
+    void abandon() noexcept {
+        epoll_ = FileDescriptor();
+        wake_event_ = FileDescriptor();
+    }
+
     /// Makes wait() return. Thread: any.
     void wake_up() noexcept;
 

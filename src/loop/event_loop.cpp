@@ -59,7 +59,10 @@ public:
     ~Attachment() {
         for (LoopWatch::Membership* member = loop_.watches_.front(); member != nullptr;
              member = loop_.watches_.next_of(*member)) {
-            loop_.hub_->reactor().remove_watch(*member->watch);
+            disarm_watch(*member->watch);
+        }
+        while (WaitingOperation* operation = loop_.operations_.pop_front()) {
+            operation->interrupt(*operation);
         }
         set(nullptr, nullptr);
     }

@@ -77,6 +77,9 @@ public:
     void hold(LoopWatch& watch, PyObject* object) noexcept;
     void release(LoopWatch& watch);
 
+    /// Keeps account of an operation that waits in the hub's reactor.
+    void add_operation(WaitingOperation& operation) noexcept { operations_.push_back(operation); }
+
     /// Throws ErrorSet (RuntimeError) when a transport of the loop uses the descriptor.
     void check_no_transport(int fd);
 
@@ -120,6 +123,7 @@ private:
     void report_error(PyObject* handle);
     void wake_if_idle() noexcept;
     int arm_watch(LoopWatch& watch) noexcept;
+    static void disarm_watch(LoopWatch& watch) noexcept;
     static void serve_bare(LoopWatch& watch, std::uint32_t events);
 
     // never changes
@@ -131,6 +135,7 @@ private:
     core::TimerHeap timers_;
     core::IntrusiveList<LoopWatch::Membership> watches_;
     core::IntrusiveList<Activity> active_;
+    core::IntrusiveList<WaitingOperation> operations_;
     std::unordered_map<int, std::unique_ptr<BareWatch>> bare_watches_;
     cpython::Ref transports_;    // the dictionary of asyncio's _transports, once it was needed
     std::vector<int> rechecks_;  // descriptors whose callback was queued since the last look

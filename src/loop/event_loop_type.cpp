@@ -162,11 +162,11 @@ PyObject* create_future(PyObject* self, PyObject*) {
 }
 
 template <Interest interest>
-PyObject* add_bare(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+PyObject* add_bare(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     return guarded<PyObject*>(nullptr, [&] {
         EventLoop& loop = loop_of(self);
         loop.check_open();
-        const CallArguments call("add_reader", args, count, nullptr, 1);
+        const CallArguments call("add_reader", args, count, names, 1);
         const int fd = PyObject_AsFileDescriptor(args[0]);
         cpython::check(fd);
         Ref handle = make_ready_handle(loop, call);
@@ -319,8 +319,8 @@ PyMethodDef methods[] = {
      PyDoc_STR("sock_recv_into($self, sock, buf, /)\n--\n\nReceive into ``buf``; the result is how many bytes.")},
     {"sock_sendall", _PyCFunction_CAST(sock_sendall), METH_FASTCALL,
      PyDoc_STR("sock_sendall($self, sock, data, /)\n--\n\nSend all of ``data`` through a non-blocking socket.")},
-    {"_add_reader", _PyCFunction_CAST(add_bare<Interest::kRead>), METH_FASTCALL, nullptr},
-    {"_add_writer", _PyCFunction_CAST(add_bare<Interest::kWrite>), METH_FASTCALL, nullptr},
+    {"_add_reader", _PyCFunction_CAST(add_bare<Interest::kRead>), METH_FASTCALL | METH_KEYWORDS, nullptr},
+    {"_add_writer", _PyCFunction_CAST(add_bare<Interest::kWrite>), METH_FASTCALL | METH_KEYWORDS, nullptr},
     {"_remove_reader", remove_bare<Interest::kRead>, METH_O, nullptr},
     {"_remove_writer", remove_bare<Interest::kWrite>, METH_O, nullptr},
     {"_add_callback", add_callback, METH_O, nullptr},

@@ -48,10 +48,9 @@ struct StreamParts {
 
     template <typename Visit>
     void for_each(Visit visit) {
-        for (PyObject** place :
-             {&protocol_type, &reader_type, &data_received, &feed_data, &wakeup_waiter, &reader_reference_name,
-              &feed_data_name, &wakeup_waiter_name, &eof_name, &buffer_name, &waiter_name, &transport_name,
-              &paused_name, &limit_name, &cancelled_name}) {
+        for (PyObject** place : {&protocol_type, &reader_type, &data_received, &feed_data, &wakeup_waiter,
+                                 &reader_reference_name, &feed_data_name, &wakeup_waiter_name, &eof_name, &buffer_name,
+                                 &waiter_name, &transport_name, &paused_name, &limit_name, &cancelled_name}) {
             visit(*place);
         }
     }

@@ -30,14 +30,10 @@ enum class State : std::uint8_t { kNew, kWaiting, kOver };
 
 constexpr const char* kNames[] = {"EventLoop.sock_recv", "EventLoop.sock_recv_into", "EventLoop.sock_sendall"};
 
-class SocketOperation final : private core::Wakeable, private Activity {
+class SocketOperation final : private core::Wakeable {
 public:
     SocketOperation(Kind kind, PyObject* loop, PyObject* socket)
-        : Activity(&serve),
-          kind_(kind),
-          loop_(loop_of(loop)),
-          loop_object_(cpython::borrow(loop)),
-          socket_(cpython::borrow(socket)) {}
+        : kind_(kind), loop_(loop_of(loop)), loop_object_(cpython::borrow(loop)), socket_(cpython::borrow(socket)) {}
     SocketOperation(const SocketOperation&) = delete;
     SocketOperation& operator=(const SocketOperation&) = delete;
     ~SocketOperation() { end(); }
@@ -204,26 +200,50 @@ private:
             cpython::raise_os_error(error);
         }
         reactor_ = &reactor;
+        loop_.add_operation(wait_);
         state_ = State::kWaiting;
         future_ = cpython::borrow(future.ptr());
         return future;
     }
 
-    void stop_waiting() noexcept {
+    struct OwnActivity final : Activity {
+        explicit OwnActivity(SocketOperation& whose) noexcept : Activity(&SocketOperation::serve), operation(&whose) {}
+        SocketOperation* const operation;
+    };
+    struct OwnWait final : WaitingOperation {
+        explicit OwnWait(SocketOperation& whose) noexcept : WaitingOperation(&interrupt_wait), operation(&whose) {}
+        SocketOperation* const operation;
+    };
+
+    void leave_reactor() noexcept {
         if (waiter_) {
             reactor_->remove_waiter(*waiter_);
             waiter_.reset();
         }
-        if (is_linked()) {
-            unlink();
+        if (wait_.is_linked()) {
+            wait_.unlink();
+        }
+    }
+
+    void stop_waiting() noexcept {
+        leave_reactor();
+        if (activity_.is_linked()) {
+            activity_.unlink();
         }
         future_.reset();
     }
 
-    void wake() noexcept override { loop_.note_activity(*this); }
+    void wake() noexcept override { loop_.note_activity(activity_); }
+
+    /// The loop stops: what waits tries again when it runs the next time.
+    static void interrupt_wait(WaitingOperation& wait) noexcept {
+        SocketOperation& self = *static_cast<OwnWait&>(wait).operation;
+        self.leave_reactor();
+        self.loop_.note_activity(self.activity_);
+    }
 
     static void serve(Activity& activity) {
-        auto& self = static_cast<SocketOperation&>(activity);
+        SocketOperation& self = *static_cast<OwnActivity&>(activity).operation;
         const Ref future = std::move(self.future_);
         if (!future) {
             return;
@@ -245,6 +265,8 @@ private:
     Py_buffer view_{};
     std::optional<core::FdWaiter> waiter_;
     core::EpollReactor* reactor_ = nullptr;  // that the waiter is queued in
+    OwnActivity activity_{*this};
+    OwnWait wait_{*this};
     Ref future_;
 };
 

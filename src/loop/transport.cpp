@@ -65,13 +65,14 @@ Unsent::Unsent(PyObject* object, const char* bytes, std::size_t size) : bytes_(b
     }
 }
 
-SocketTransport::SocketTransport(EventLoop& loop, PyObject* self, PyObject* socket, int fd, bool is_tcp)
+SocketTransport::SocketTransport(EventLoop& loop, PyObject* self, PyObject* socket, int fd, bool is_tcp,
+                                 PyObject* context)
     : LoopWatch(loop, fd, &serve),
       Runnable(self),
       is_tcp_(is_tcp),
       loop_object_(cpython::borrow(loop.object())),
       socket_(cpython::borrow(socket)),
-      context_(steal(PyContext_CopyCurrent())) {}
+      context_(cpython::borrow(context)) {}
 
 void SocketTransport::set_protocol(PyObject* protocol) {
     const int is_buffered = PyObject_IsInstance(protocol, loop().parts().buffered_protocol);

@@ -45,8 +45,8 @@ private:
 
 class SocketTransport final : public LoopWatch, private Runnable {
 public:
-    SocketTransport(EventLoop& loop, PyObject* self, PyObject* socket, int fd, bool is_tcp);
-    ~SocketTransport() = default;
+    SocketTransport(EventLoop& loop, PyObject* self, PyObject* socket, int fd, bool is_tcp, PyObject* context);
+    ~SocketTransport() { leave_loop(); }  // which loop_object_ keeps alive
 
     void set_protocol(PyObject* protocol);
     void start_reading();

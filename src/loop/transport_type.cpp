@@ -47,7 +47,7 @@ SocketTransport& transport_of(PyObject* self) {
     return *storage;
 }
 
-/// _open(loop, socket, protocol, family, kind)
+/// _open(loop, socket, protocol, fd, family, context); `context` None: a copy of the current one.
 PyObject* open(PyObject* self, PyObject* args) {
     return guarded<PyObject*>(nullptr, [&] {
         PyObject* loop = nullptr;
@@ -55,15 +55,17 @@ PyObject* open(PyObject* self, PyObject* args) {
         PyObject* protocol = nullptr;
         int fd = -1;
         int family = 0;
-        if (!PyArg_ParseTuple(args, "O!OOii:_open", parts_of_instance(self).event_loop_type, &loop, &socket, &protocol,
-                              &fd, &family)) {
+        PyObject* context = nullptr;
+        if (!PyArg_ParseTuple(args, "O!OOiiO:_open", parts_of_instance(self).event_loop_type, &loop, &socket, &protocol,
+                              &fd, &family, &context)) {
             throw cpython::ErrorSet{};
         }
         Storage& storage = storage_of(self);
         if (storage) {
             cpython::raise(PyExc_RuntimeError, "the transport is open already");
         }
-        storage.emplace(loop_of(loop), self, socket, fd, family == AF_INET || family == AF_INET6);
+        const Ref own_context = context == Py_None ? steal(PyContext_CopyCurrent()) : cpython::borrow(context);
+        storage.emplace(loop_of(loop), self, socket, fd, family == AF_INET || family == AF_INET6, own_context.ptr());
         storage->set_protocol(protocol);
         Py_RETURN_NONE;
     });

@@ -34,7 +34,11 @@ int error_of_watching(int fd) noexcept {
 LoopWatch::LoopWatch(EventLoop& loop, int fd, Serve serve) noexcept
     : FdWatch(&note_events), loop_(&loop), fd_(fd), serve_(serve) {}
 
-LoopWatch::~LoopWatch() { loop_->unwatch(*this); }
+void LoopWatch::leave_loop() noexcept {
+    if (EventLoop* loop = std::exchange(loop_, nullptr)) {
+        loop->unwatch(*this);
+    }
+}
 
 void LoopWatch::note_events(core::FdWatch& watch, std::uint32_t events) noexcept {
     auto& self = static_cast<LoopWatch&>(watch);
@@ -54,8 +58,16 @@ void EventLoop::note_activity(Activity& activity) noexcept {
     wake_if_idle();
 }
 
+void EventLoop::disarm_watch(LoopWatch& watch) noexcept {
+    // Not by hub_: in a forked child the hub has another reactor.
+    if (core::EpollReactor* reactor = std::exchange(watch.reactor_, nullptr)) {
+        reactor->remove_watch(watch);
+    }
+}
+
 int EventLoop::arm_watch(LoopWatch& watch) noexcept {
     try {
+        watch.reactor_ = &hub_->reactor();
         return hub_->reactor().add_watch(watch.fd_, watch, watch.wanted_events_);
     } catch (const std::bad_alloc&) {
         return ENOMEM;
@@ -86,9 +98,7 @@ void EventLoop::unwatch(LoopWatch& watch) noexcept {
     if (watch.activity_.is_linked()) {
         watch.activity_.unlink();
     }
-    if (hub_ != nullptr) {
-        hub_->reactor().remove_watch(watch);
-    }
+    disarm_watch(watch);
     watch.wanted_events_ = watch.pending_events_ = 0;
 }
 

@@ -27,6 +27,16 @@ struct Activity : core::ListHook {
     const Serve serve;
 };
 
+/// A wait in the hub's reactor that the loop ends when it stops: the next time it may run on another hub. Whoever waits
+/// then tries again. Its owner unlinks it.
+struct WaitingOperation : core::ListHook {
+    using Interrupt = void (*)(WaitingOperation&) noexcept;
+
+    explicit WaitingOperation(Interrupt how) noexcept : interrupt(how) {}
+
+    const Interrupt interrupt;
+};
+
 class LoopWatch : public core::FdWatch {
 public:
     LoopWatch(const LoopWatch&) = delete;
@@ -46,9 +56,12 @@ protected:
     using Serve = void (*)(LoopWatch&, std::uint32_t events);
 
     LoopWatch(EventLoop& loop, int fd, Serve serve) noexcept;
-    ~LoopWatch();
+    ~LoopWatch() { leave_loop(); }
 
     EventLoop& loop() const noexcept { return *loop_; }
+
+    /// For an owner that lets go of the loop before this part of it is destroyed.
+    void leave_loop() noexcept;
 
 private:
     friend class EventLoop;
@@ -61,7 +74,8 @@ private:
     static void note_events(core::FdWatch& watch, std::uint32_t events) noexcept;
     static void serve_watch(Activity& activity);
 
-    EventLoop* const loop_;
+    EventLoop* loop_;                        // null: left
+    core::EpollReactor* reactor_ = nullptr;  // that it was last armed in
     const int fd_;
     const Serve serve_;
     std::uint32_t wanted_events_ = 0;

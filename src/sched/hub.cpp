@@ -696,6 +696,8 @@ void Hub::reset_after_fork() {
             thread->status = ThreadStatus::kFinished;  // nothing that still refers to it can make it ready
         }
     }
+    // Leaked, for watches of it may be taken off yet.
+    reactor_.release()->abandon();
     reactor_ = std::make_unique<core::EpollReactor>();
     new (&roster_) core::IntrusiveList<VirtualThread>;
     static_cast<core::ListHook&>(self).next = static_cast<core::ListHook&>(self).previous = nullptr;

@@ -109,7 +109,9 @@ class Suite:
 SUITES = {
     "threads": Suite(FILES, OUR_RUNNER, HERE / "expected.toml"),
     "asyncio": Suite(
-        LOOP_FILES, f"{OUR_RUNNER} --no-inherit {shlex.quote(str(HERE / 'on_our_loop.py'))}", HERE / "expected_asyncio.toml"
+        LOOP_FILES,
+        f"{OUR_RUNNER} --no-inherit {shlex.quote(str(HERE / 'on_our_loop.py'))}",
+        HERE / "expected_asyncio.toml",
     ),
 }
 ALL_FILES = {**FILES, **LOOP_FILES}

@@ -454,3 +454,19 @@ async def test_datagrams_and_pipes_work():
     sender.close()
     receiver.close()
     await asyncio.sleep(0)
+
+
+def test_a_transport_may_outlive_its_loop():
+    with socket_pair() as (left, _right):
+
+        async def main():
+            transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=left)
+            transport.close()
+            await asyncio.sleep(0)
+            return transport
+
+        transports = [run_on_thread(main())]
+        gc.collect()
+
+        assert "closed" in repr(transports[0])
+        forget(transports)
