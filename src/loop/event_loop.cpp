@@ -106,13 +106,13 @@ void EventLoop::wake_if_idle() noexcept {
 
 void EventLoop::push_ready(Ref handle) {
     take_incoming();  // what was sent before comes before
-    ready_.push(ReadyEntry(handle.ptr()));
+    ready_.push(handle.ptr());
     handle.release();
     wake_if_idle();
 }
 
 void EventLoop::push_ready(Runnable& runnable) {
-    ready_.push(ReadyEntry(runnable));
+    io_ready_.push(&runnable);
     Py_INCREF(runnable.owner());
     wake_if_idle();
 }
@@ -189,7 +189,7 @@ void EventLoop::run() {
 void EventLoop::take_turn() {
     ++turn_;
     take_incoming();
-    if (ready_.is_empty() && !is_stopping) {
+    if (ready_.is_empty() && io_ready_.is_empty() && !is_stopping) {
         wait_for_work();
     } else if (is_time_to_look()) {
         look();
@@ -198,6 +198,7 @@ void EventLoop::take_turn() {
     serve_active();
     expire_timers();
     run_ready();
+    run_io();
 }
 
 bool EventLoop::is_time_to_look() noexcept {
@@ -223,7 +224,7 @@ void EventLoop::look() {
 
 void EventLoop::wait_for_work() {
     recheck_bare_watches();
-    while (ready_.is_empty() && active_.is_empty() && !has_incoming_.load() && !is_stopping) {
+    while (ready_.is_empty() && io_ready_.is_empty() && active_.is_empty() && !has_incoming_.load() && !is_stopping) {
         is_idle_ = true;
         const Wake wake = hub_->park({.what = "something for its event loop to do", .object = object_}, timers_.next(),
                                      sched::Cancellable::kYes);
@@ -238,17 +239,24 @@ void EventLoop::wait_for_work() {
 
 void EventLoop::run_ready() {
     for (std::size_t count = ready_.size(); count > 0; --count) {
-        run_entry(ready_.pop());
+        const Ref handle = Ref::steal_or_null(ready_.pop());
+        run_handle(handle.ptr());
     }
 }
 
-void EventLoop::run_entry(ReadyEntry entry) {
-    const Ref object = Ref::steal_or_null(entry.object());
-    if (!entry.is_handle()) {
-        entry.runnable().run();
-        return;
+void EventLoop::run_io() {
+    for (std::size_t count = io_ready_.size(); count > 0; --count) {
+        const bool nothing_waits = ready_.is_empty();
+        Runnable& runnable = *io_ready_.pop();
+        const Ref owner = Ref::steal_or_null(runnable.owner());
+        runnable.run();
+        if (nothing_waits && !is_stopping) {
+            run_ready();
+        }
     }
-    PyObject* handle = object.ptr();
+}
+
+void EventLoop::run_handle(PyObject* handle) {
     if (is_cancelled(parts_, handle)) {
         return;
     }
@@ -279,9 +287,11 @@ void EventLoop::report_error(PyObject* handle) {
 
 void EventLoop::close() {
     // Moved out first: what dies may run Python, which may look at the loop.
-    LoopReadyQueue ready = std::exchange(ready_, LoopReadyQueue{});
+    const HandleQueue ready = std::exchange(ready_, HandleQueue{});
+    const RunnableQueue io_ready = std::exchange(io_ready_, RunnableQueue{});
     std::vector<PyObject*> dead;
-    ready.for_each([&](ReadyEntry entry) { dead.push_back(entry.object()); });
+    ready.for_each([&](PyObject* handle) { dead.push_back(handle); });
+    io_ready.for_each([&](Runnable* runnable) { dead.push_back(runnable->owner()); });
     while (!timers_.is_empty()) {
         core::Timer* timer = timers_.pop_expired(core::Deadline::never().time());
         dead.push_back(static_cast<TimerNode*>(timer)->handle);
@@ -311,7 +321,8 @@ int EventLoop::traverse(visitproc visit, void* arg) {
             result = visit(object, arg);
         }
     };
-    ready_.for_each([&](ReadyEntry entry) { visit_one(entry.object()); });
+    ready_.for_each([&](PyObject* handle) { visit_one(handle); });
+    io_ready_.for_each([&](Runnable* runnable) { visit_one(runnable->owner()); });
     timers_.for_each([&](core::Timer& timer) { visit_one(static_cast<TimerNode&>(timer).handle); });
     for (PyObject* handle : incoming_) {
         visit_one(handle);

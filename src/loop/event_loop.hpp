@@ -7,7 +7,8 @@
 //     _run_once                                                 turns, until the loop is stopped
 //
 // A turn: take what other threads have sent, what the hub was told of descriptors, and the timers that are due; then call
-// what was ready when the turn began. With nothing ready the virtual thread that runs the loop parks until one of these
+// what was ready when the turn began; then let the transports that have something to do it, one after the other, and call
+// what each made ready before the next: a message is received, worked on and answered while it is in the cache. With nothing ready the virtual thread that runs the loop parks until one of these
 // comes. With something ready the kernel is not asked, but every kTurnsBetweenLooks turns, or when the hub wants attention,
 // the loop lets the hub look and every other ready virtual thread run.
 //
@@ -118,7 +119,8 @@ private:
     void expire_timers();
     void recheck_bare_watches();
     void run_ready();
-    void run_entry(ReadyEntry entry);
+    void run_io();
+    void run_handle(PyObject* handle);
     void run_debugging(PyObject* handle);
     void report_error(PyObject* handle);
     void wake_if_idle() noexcept;
@@ -131,7 +133,8 @@ private:
     PyObject* const object_;
 
     // the loop's own thread
-    LoopReadyQueue ready_;
+    HandleQueue ready_;
+    RunnableQueue io_ready_;
     core::TimerHeap timers_;
     core::IntrusiveList<LoopWatch::Membership> watches_;
     core::IntrusiveList<Activity> active_;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a loop will run at its next turn, first in, first out: a ring that grows. What waits for its turn stays alive.
+// What a loop will run at its next turn, first in, first out: a ring that grows. What waits for its turn is owned by the
+// queue, by hand: a reference is passed in and out.
 #pragma once
 
 #include "cpython/api.hpp"
 
 #include <cstddef>
-#include <cstdint>
 #include <memory>
 #include <utility>
 
@@ -30,35 +30,22 @@ private:
     PyObject* const owner_;
 };
 
-/// An entry of a LoopReadyQueue: an owned reference, to a handle or to the owner of a Runnable. It is passed on by hand.
-class ReadyEntry final {
-public:
-    ReadyEntry() noexcept = default;
-    explicit ReadyEntry(PyObject* handle) noexcept : word_(reinterpret_cast<std::uintptr_t>(handle)) {}
-    explicit ReadyEntry(Runnable& runnable) noexcept : word_(reinterpret_cast<std::uintptr_t>(&runnable) | 1) {}
-
-    bool is_handle() const noexcept { return (word_ & 1) == 0; }
-    Runnable& runnable() const noexcept { return *reinterpret_cast<Runnable*>(word_ & ~std::uintptr_t{1}); }
-    PyObject* object() const noexcept { return is_handle() ? reinterpret_cast<PyObject*>(word_) : runnable().owner(); }
-
-private:
-    std::uintptr_t word_ = 0;
-};
-
-class LoopReadyQueue final {
+/// A ring of pointers.
+template <typename T>
+class Ring final {
 public:
     bool is_empty() const noexcept { return first_ == end_; }
     std::size_t size() const noexcept { return end_ - first_; }
 
-    /// Throws std::bad_alloc with the queue unchanged, and the entry still the caller's.
-    void push(ReadyEntry entry) {
+    /// Throws std::bad_alloc with the ring unchanged.
+    void push(T* entry) {
         if (size() == capacity_) {
             grow();
         }
         entries_[end_++ & (capacity_ - 1)] = entry;
     }
 
-    ReadyEntry pop() noexcept { return entries_[first_++ & (capacity_ - 1)]; }
+    T* pop() noexcept { return entries_[first_++ & (capacity_ - 1)]; }
 
     template <typename Visit>
     void for_each(Visit visit) const {
@@ -70,19 +57,22 @@ public:
 private:
     void grow() {
         const std::size_t capacity = capacity_ == 0 ? 64 : capacity_ * 2;
-        auto larger = std::make_unique<ReadyEntry[]>(capacity);
+        auto larger = std::make_unique<T*[]>(capacity);
         std::size_t count = 0;
-        for_each([&](ReadyEntry entry) { larger[count++] = entry; });
+        for_each([&](T* entry) { larger[count++] = entry; });
         entries_ = std::move(larger);
         capacity_ = capacity;
         first_ = 0;
         end_ = count;
     }
 
-    std::unique_ptr<ReadyEntry[]> entries_;
+    std::unique_ptr<T*[]> entries_;
     std::size_t capacity_ = 0;  // a power of two
     std::size_t first_ = 0;     // these two only grow
     std::size_t end_ = 0;
 };
+
+using HandleQueue = Ring<PyObject>;
+using RunnableQueue = Ring<Runnable>;
 
 }  // namespace gossamer::loop

@@ -470,3 +470,32 @@ def test_a_transport_may_outlive_its_loop():
 
         assert "closed" in repr(transports[0])
         forget(transports)
+
+
+def test_a_message_is_answered_before_the_next_connection_is_read():
+    """Two connections are readable at once: each is received, worked on by its task and answered in one go."""
+    order = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+
+        async def serve(reader, writer):
+            while data := await reader.read(10):
+                order.append(("read", data))
+                writer.close()
+                order.append(("answered", data))
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            address = server.sockets[0].getsockname()
+            clients = [socket.create_connection(address) for _ in range(2)]
+            while len(asyncio.all_tasks()) < 3:
+                await asyncio.sleep(0)
+            for number, client in enumerate(clients):
+                client.send(b"%d" % number)
+            for client in clients:
+                client.setblocking(False)
+                await loop.sock_recv(client, 1)
+                client.close()
+
+    run_on_thread(main())
+    assert [("read", b"0"), ("answered", b"0"), ("read", b"1"), ("answered", b"1")] == order
