@@ -41,6 +41,20 @@ struct Wait {
     FdWaiter waiter;
 };
 
+/// A watch that adds up what it is told.
+struct CountingWatch final : FdWatch {
+    CountingWatch() noexcept : FdWatch(&note) {}
+
+    static void note(FdWatch& watch, std::uint32_t events) noexcept {
+        auto& self = static_cast<CountingWatch&>(watch);
+        ++self.count;
+        self.events |= events;
+    }
+
+    int count = 0;
+    std::uint32_t events = 0;
+};
+
 struct SocketPair {
     SocketPair() {
         int ends[2];
@@ -610,6 +624,114 @@ TEST_F(EpollReactorTest, UrgentDataIsRememberedAndWakesWhoWaitsForIt) {
 
     EXPECT_TRUE(exception.waiter.is_ready);
     EXPECT_TRUE(reactor.entry(server.get(), owner).has_urgent_data);
+}
+
+TEST_F(EpollReactorTest, WatchIsToldOfEveryEdgeUntilItIsRemoved) {
+    CountingWatch watch;
+    EXPECT_EQ(0, reactor.add_watch(pair.left.get(), watch, kRead));
+    EXPECT_EQ(1u, reactor.waiter_count());
+    EXPECT_EQ(0, reactor.poll());
+
+    pair.send();
+    reactor.poll();
+    pair.send();
+    reactor.poll();
+    EXPECT_EQ(2, watch.count);
+    EXPECT_NE(0u, watch.events & EPOLLIN);
+
+    reactor.remove_watch(watch);
+    reactor.remove_watch(watch);
+    EXPECT_EQ(0u, reactor.waiter_count());
+    pair.send();
+    reactor.poll();
+
+    EXPECT_EQ(2, watch.count);
+}
+
+TEST_F(EpollReactorTest, WatchIsToldOfWhatIsReadyAlreadyAlsoWhenItIsAddedAgain) {
+    CountingWatch watch;
+    pair.send();
+    EXPECT_EQ(0, reactor.add_watch(pair.left.get(), watch, kRead));
+    reactor.poll();
+    EXPECT_EQ(1, watch.count);
+
+    reactor.remove_watch(watch);
+    EXPECT_EQ(0, reactor.add_watch(pair.left.get(), watch, kRead));
+    reactor.poll();
+    EXPECT_EQ(2, watch.count);
+
+    EXPECT_EQ(0, reactor.add_watch(pair.left.get(), watch, kRead | kWrite));
+    reactor.poll();
+    EXPECT_EQ(3, watch.count);
+    EXPECT_NE(0u, watch.events & EPOLLOUT);
+    EXPECT_EQ(1u, reactor.waiter_count());
+    reactor.remove_watch(watch);
+}
+
+TEST_F(EpollReactorTest, WatchAndWaitOfOneDescriptorDoNotDisturbEachOther) {
+    CountingWatch watch;
+    Wait read(kRead);
+    EXPECT_EQ(0, add(pair.left.get(), owner, read));
+    EXPECT_EQ(0, reactor.add_watch(pair.left.get(), watch, kWrite));
+    reactor.poll();
+    EXPECT_FALSE(read.waiter.is_ready);
+    watch.count = 0;
+
+    pair.send();
+    reactor.poll();
+
+    EXPECT_TRUE(read.waiter.is_ready);
+    EXPECT_EQ(1, watch.count);
+    reactor.remove_watch(watch);
+}
+
+TEST_F(EpollReactorTest, ForgettingADescriptorDropsItsWatches) {
+    CountingWatch watch;
+    EXPECT_EQ(0, reactor.add_watch(pair.left.get(), watch, kRead));
+
+    reactor.forget(pair.left.get());
+    pair.send();
+    reactor.poll();
+
+    EXPECT_EQ(0, watch.count);
+    EXPECT_EQ(0u, reactor.waiter_count());
+    EXPECT_FALSE(watch.is_linked());
+}
+
+TEST_F(EpollReactorTest, ADescriptorThatNobodyWantsAnyMoreReportsOnceAtMost) {
+    CountingWatch watch;
+    EXPECT_EQ(0, reactor.add_watch(pair.left.get(), watch, kRead));
+    reactor.remove_watch(watch);
+
+    pair.send();
+    EXPECT_EQ(1, reactor.poll());
+    pair.send();
+    EXPECT_EQ(0, reactor.poll());
+
+    EXPECT_EQ(0, reactor.add_watch(pair.left.get(), watch, kRead));
+    EXPECT_EQ(1, reactor.poll());
+    EXPECT_EQ(1, watch.count);
+    reactor.remove_watch(watch);
+}
+
+TEST_F(EpollReactorTest, WhatCannotBeWatchedIsRefusedWithNothingQueued) {
+    CountingWatch watch;
+    const FileDescriptor file(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
+
+    EXPECT_EQ(EPERM, reactor.add_watch(file.get(), watch, kRead));
+    EXPECT_EQ(0u, reactor.waiter_count());
+    EXPECT_FALSE(watch.is_linked());
+}
+
+TEST_F(EpollReactorTest, AfterTheReactorWasAbandonedAWatchMayBeTakenOff) {
+    CountingWatch watch;
+    EXPECT_EQ(0, reactor.add_watch(pair.left.get(), watch, kRead));
+
+    reactor.abandon();
+    reactor.remove_watch(watch);
+
+    EXPECT_EQ(-1, reactor.fd());
+    EXPECT_EQ(0u, reactor.waiter_count());
 }
 
 TEST(EpollReactorLimits, ConstructorThatFailsLeaksNoDescriptor) {

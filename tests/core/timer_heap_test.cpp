@@ -69,6 +69,20 @@ TEST(TimerHeap, AMillionDisarmedTimersLeaveNothing) {
     EXPECT_EQ(at(5), heap.next());
 }
 
+TEST(TimerHeap, EachArmedTimerIsVisitedOnce) {
+    TimerHeap heap;
+    TestTimer timers[3];
+    for (TestTimer& timer : timers) {
+        heap.arm(timer, at(1));
+    }
+    heap.disarm(timers[1]);
+    std::map<Timer*, int> visits;
+
+    heap.for_each([&](Timer& timer) { ++visits[&timer]; });
+
+    EXPECT_EQ((std::map<Timer*, int>{{&timers[0], 1}, {&timers[2], 1}}), visits);
+}
+
 TEST(TimerHeap, NeverSortsLast) {
     TimerHeap heap;
     TestTimer never;
