@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 from gossamer import _core, _run
+from gossamer._blocking import blocking_in_tasks
 
 # Of these, names are used that are asyncio's own, and that type checkers do not know.
 base_events: Any = _base_events
@@ -98,10 +99,12 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
     _check_signal: Callable[[Any], None]
     _handle_signal: Callable[[int], None]
 
-    def __init__(self) -> None:
+    def __init__(self, blocking: str | None = None) -> None:
+        """Make a loop; ``blocking`` None: a blocking call in a task does what it does where the loop is run."""
         selector = _NoSelector()
         super().__init__(selector)
         selector.attach(self)
+        self._blocking = blocking
 
     def _make_self_pipe(self) -> None:
         self._ssock = self._csock = None
@@ -113,13 +116,20 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
     def run_forever(self) -> None:
         """Run until `stop` is called. Parks the calling virtual thread while there is nothing to do."""
         if _core.is_virtual():
-            super().run_forever()
+            self._run_in_virtual_thread()
             return
         _run.enter(virtual_threads=False)
         try:
-            super().run_forever()
+            self._run_in_virtual_thread()
         finally:
             _run.leave(GRACE)
+
+    def _run_in_virtual_thread(self) -> None:
+        if self._blocking is None:
+            super().run_forever()
+        else:
+            with blocking_in_tasks(self._blocking):
+                super().run_forever()
 
     def close(self) -> None:
         """Close the loop: what is queued is forgotten."""
@@ -237,8 +247,11 @@ def new_event_loop(*, blocking: str = "park") -> EventLoop:
     """Return a new event loop on the hub, for ``asyncio.Runner(loop_factory=...)`` or ``asyncio.run``.
 
     Args:
-        blocking: What a blocking call in a coroutine does; "park" is the only choice yet.
+        blocking: What a blocking call in a task of the loop does, see `blocking_in_tasks`: "park", "block" or "error".
+
+    Raises:
+        ValueError: It is none of them.
     """
-    if blocking != "park":
-        raise ValueError(f"blocking={blocking!r} is not supported: 'park' is")
-    return EventLoop()
+    if blocking not in _run.BLOCKING:
+        raise ValueError(f"blocking={blocking!r} is none of {', '.join(map(repr, _run.BLOCKING))}")
+    return EventLoop(blocking)

@@ -47,7 +47,7 @@ public:
         if (loop.hub_ != nullptr) {
             cpython::raise(PyExc_RuntimeError, "This event loop is already running");
         }
-        set(&hub, &hub.running());
+        set(&hub, &hub.waiter());
         for (LoopWatch::Membership* member = loop.watches_.front(); member != nullptr;
              member = loop.watches_.next_of(*member)) {
             // What cannot be watched any more was closed by its user, and never gets ready.
@@ -68,7 +68,7 @@ public:
     }
 
 private:
-    void set(Hub* hub, sched::VirtualThread* runner) {
+    void set(Hub* hub, core::Wakeable* runner) {
         const std::lock_guard lock(loop_.mutex_);
         loop_.hub_ = hub;
         loop_.runner_ = runner;
@@ -100,7 +100,7 @@ void EventLoop::check_no_transport(int fd) {
 
 void EventLoop::wake_if_idle() noexcept {
     if (is_idle_) {
-        hub_->post(*runner_);
+        runner_->wake();
     }
 }
 
@@ -127,7 +127,7 @@ void EventLoop::push_from_anywhere(Ref handle) {
     incoming_.push_back(handle.ptr());
     handle.release();
     if (!has_incoming_.exchange(true) && runner_ != nullptr) {
-        hub_->post(*runner_);
+        runner_->wake();
     }
 }
 
@@ -215,7 +215,7 @@ bool EventLoop::is_time_to_look() noexcept {
 void EventLoop::look() {
     recheck_bare_watches();
     raise_unless_ready(*hub_, hub_->yield_to_events());
-    if (hub_->is_main_thread_hub() && runner_->is_main() && cpython::is_signal_pending()) {
+    if (hub_->is_main_thread_hub() && hub_->running().is_main() && cpython::is_signal_pending()) {
         cpython::check(PyErr_CheckSignals());
     }
     turns_since_look_ = 0;

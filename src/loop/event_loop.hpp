@@ -150,8 +150,8 @@ private:
     // any thread, under mutex_; the thread that runs the loop alone changes the first two
     std::mutex mutex_;
     sched::Hub* hub_ = nullptr;
-    sched::VirtualThread* runner_ = nullptr;
-    std::vector<PyObject*> incoming_;  // owned
+    core::Wakeable* runner_ = nullptr;  // a virtual thread, or the step of an outer loop's task that runs this loop
+    std::vector<PyObject*> incoming_;   // owned
 
     // any thread, atomic
     std::atomic<bool> has_incoming_{false};

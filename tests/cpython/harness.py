@@ -468,8 +468,9 @@ def run_file(file: str, mode: str, interpreter: Interpreter, options: Options) -
     runner = options.runner if mode == "gossamer" else options.plain_runner
     command = [part.replace("{python}", interpreter.python) for part in shlex.split(runner)]
     command += ["-m", "test", "-v", f"--junit-xml={paths['xml']}"]
+    flags = SUITES[options.suite].files[file]
     command += ["-u", "walltime"] if interpreter.walltime else []
-    command += [argument for pattern in ALL_FILES[file].ignore for argument in ("-i", pattern)]
+    command += [argument for pattern in flags.ignore for argument in ("-i", pattern)]
     extra = {}
     if mode == "gossamer":
         extra = {name: value for name, value in os.environ.items() if name.startswith("GOSSAMER_")}
@@ -514,7 +515,7 @@ def run_file(file: str, mode: str, interpreter: Interpreter, options: Options) -
     if timed_out:
         run.where += f", after {options.timeout:g} s"
     if mode == "gossamer" and run.end == "normal":
-        run.problems += check_stats(file, paths["stats"], process.pid)
+        run.problems += check_stats(flags, paths["stats"], process.pid)
     return run
 
 
@@ -541,7 +542,7 @@ def kill_group(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def check_stats(file: str, path: Path, pid: int) -> list[str]:
+def check_stats(flags: File, path: Path, pid: int) -> list[str]:
     """Returns why the statistics do not show that the file and its children, which have lines too, ran on Gossamer."""
     lines = []
     try:
@@ -559,12 +560,12 @@ def check_stats(file: str, path: Path, pid: int) -> list[str]:
     if mine[-1].get("main_is_virtual") is not True:
         problems.append("the main thread was not virtual")
     parks = mine[-1].get("parks")
-    if ALL_FILES[file].must_park and not (isinstance(parks, int) and parks > 0):
+    if flags.must_park and not (isinstance(parks, int) and parks > 0):
         problems.append("nothing parked")
-    if ALL_FILES[file].has_children and len(mine) == len(lines):
+    if flags.has_children and len(mine) == len(lines):
         problems.append("the children were plain Python: no gossamer.pth in site-packages (see --in-place)")
     steps = mine[-1].get("steps")
-    if ALL_FILES[file].must_step and not (isinstance(steps, int) and steps > 0):
+    if flags.must_step and not (isinstance(steps, int) and steps > 0):
         problems.append("no coroutine ran on a stack of its own")
     return problems
 
@@ -740,7 +741,7 @@ def do_file(file: str, interpreter: Interpreter, options: Options, expected: lis
 def do_files(interpreter: Interpreter, options: Options, expected: list[Expected]) -> list[Report]:
     """Runs ``options.jobs`` files at a time, then those that must be alone, one by one."""
     reports = {}
-    together = [file for file in options.files if not ALL_FILES[file].alone]
+    together = [file for file in options.files if not SUITES[options.suite].files[file].alone]
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         futures = {file: pool.submit(do_file, file, interpreter, options, expected) for file in together}
         try:
@@ -752,7 +753,7 @@ def do_files(interpreter: Interpreter, options: Options, expected: list[Expected
                 kill_group(process)
             raise
     for file in options.files:
-        if ALL_FILES[file].alone:
+        if SUITES[options.suite].files[file].alone:
             reports[file] = do_file(file, interpreter, options, expected)
     return [reports[file] for file in options.files]
 

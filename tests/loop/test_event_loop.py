@@ -576,9 +576,22 @@ def test_asyncio_is_not_imported_before_a_loop_is_asked_for():
     assert 0 == subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode
 
 
-def test_blocking_has_one_choice_yet():
-    with pytest.raises(ValueError, match="'park' is"):
-        gs.new_event_loop(blocking="error")
+def test_a_loop_decides_what_a_blocking_call_in_its_tasks_does():
+    async def main():
+        other = asyncio.create_task(asyncio.sleep(0, "ran"))
+        time.sleep(0.001)
+        return other.done()
+
+    def run_with(blocking):
+        with asyncio.Runner(loop_factory=lambda: gs.new_event_loop(blocking=blocking)) as runner:
+            return runner.run(main())
+
+    assert run_with("park")
+    assert not run_with("block")
+    with pytest.raises(RuntimeError, match="sleep"):
+        run_with("error")
+    with pytest.raises(ValueError, match="'park', 'block', 'error'"):
+        gs.new_event_loop(blocking="wait")
 
 
 @on_loop
