@@ -292,9 +292,13 @@ PyObject* advance_virtual_clock(PyObject*, PyObject* seconds) {
     });
 }
 
-/// shuffle(seed): see Hub.
+/// shuffle(seed): see Hub; None: the usual order again.
 PyObject* shuffle(PyObject*, PyObject* seed) {
     return guarded<PyObject*>(nullptr, [&] {
+        if (seed == Py_None) {
+            current_hub().stop_shuffling();
+            Py_RETURN_NONE;
+        }
         const unsigned long long bits = PyLong_AsUnsignedLongLongMask(seed);
         if (bits == static_cast<unsigned long long>(-1) && PyErr_Occurred()) {
             throw cpython::ErrorSet{};
@@ -454,6 +458,23 @@ PyObject* cancel_all(PyObject*, PyObject*) {
     });
 }
 
+/// cancel_thread(ident): asks the virtual thread of this hub that has this identity to end, if there is one.
+PyObject* cancel_thread(PyObject*, PyObject* ident) {
+    return guarded<PyObject*>(nullptr, [&] {
+        const unsigned long wanted = PyLong_AsUnsignedLong(ident);
+        if (wanted == static_cast<unsigned long>(-1) && PyErr_Occurred()) {
+            throw cpython::ErrorSet{};
+        }
+        core::IntrusiveList<VirtualThread>& roster = current_hub().roster();
+        for (VirtualThread* thread = roster.front(); thread != nullptr; thread = roster.next_of(*thread)) {
+            if (thread->ident() == wanted) {
+                thread->request_cancellation();
+            }
+        }
+        Py_RETURN_NONE;
+    });
+}
+
 PyObject* after_fork_in_child(PyObject*, PyObject*) {
     return guarded<PyObject*>(nullptr, [] {
         Hub::forget_others_after_fork();
@@ -566,6 +587,7 @@ PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"join_non_daemons", join_non_daemons, METH_NOARGS, nullptr},
                            {"cancel_all", cancel_all, METH_NOARGS, nullptr},
                            {"greenlet_names", greenlet_names, METH_NOARGS, nullptr},
+                           {"cancel_thread", cancel_thread, METH_O, nullptr},
                            {"after_fork_in_child", after_fork_in_child, METH_NOARGS, nullptr},
                            {"set_slice", set_slice, METH_O, nullptr},
                            {"preemption_status", preemption_status, METH_NOARGS, nullptr},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For tests of concurrent code: a virtual clock, and runs in many orders.
+"""For tests of concurrent code: a virtual clock, runs in many orders, a `unittest.TestCase` that runs inside Gossamer.
 
 Example::
 
@@ -17,13 +17,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+import unittest
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
 
 from gossamer import _core, _run
 
-__all__ = ["VirtualClock", "explore", "settle", "virtual_clock"]
+__all__ = ["TestCase", "VirtualClock", "explore", "settle", "virtual_clock"]
 
 
 class VirtualClock:
@@ -99,3 +100,60 @@ def explore(test: Callable[[], Any], /, *, seeds: int | Iterable[int] = 100) -> 
             error.add_note(f"gossamer.testing.explore: seed {seed}; GOSSAMER_SEED={seed} runs it again")
             print(f"gossamer.testing.explore: failed with seed {seed}", file=sys.stderr)
             raise
+
+
+class TestCase(unittest.IsolatedAsyncioTestCase):
+    """A `unittest.TestCase` whose tests run inside Gossamer.
+
+    A ``def`` test runs in a virtual thread, an ``async def`` test on Gossamer's loop, so do `setUp`, `asyncSetUp` and
+    their counterparts; every ``threading.Thread`` that they start is virtual. A test fails if it leaves behind a
+    coroutine that was never awaited, an exception that nobody took, an asyncio task, a virtual thread or a descriptor.
+
+    Attributes:
+        clock: "real", or "virtual": sleeps and time-outs take no time (see `virtual_clock`).
+        seeds: How many orders of ready threads to run each test in, from seed 0 on; the first one that fails ends it
+            and names its seed. ``GOSSAMER_SEED=7`` in the environment runs that one alone. None: the usual order.
+    """
+
+    clock: Literal["real", "virtual"] = "real"
+    seeds: int | None = None
+
+    def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
+        """Run the test, once or once a seed."""
+        only = os.environ.get("GOSSAMER_SEED")
+        if self.seeds is None:
+            return self._run_with(None, result)
+        if result is None:
+            raise TypeError("a test with seeds needs a result to report to")
+        for seed in [int(only)] if only else range(self.seeds):
+            before = len(result.failures) + len(result.errors)
+            self._run_with(seed, result)
+            if len(result.failures) + len(result.errors) > before:
+                print(f"gossamer.testing: {self.id()} failed with seed {seed}; GOSSAMER_SEED={seed} runs it again")
+                break
+        return result
+
+    def _run_with(self, seed: int | None, result: unittest.TestResult | None) -> unittest.TestResult | None:
+        from gossamer import _test_run
+
+        self._environment = environment = _test_run.Environment()
+        environment.enter()
+        try:
+            with environment.noting_losses(), ExitStack() as stack:
+                if self.clock == "virtual":
+                    stack.enter_context(virtual_clock())
+                stack.enter_context(_test_run.in_order_of(seed))
+                self._watch = _test_run.Watch(environment)
+                self.addCleanup(self._fail_for_what_is_left)
+                return super().run(result)
+        finally:
+            environment.leave()
+
+    def _setupAsyncioRunner(self) -> None:  # noqa: N802 - unittest's name
+        assert self._environment is not None
+        self._asyncioRunner = self._environment.runner()
+
+    def _fail_for_what_is_left(self) -> None:
+        problem = self._watch.problem()
+        if problem is not None:
+            self.fail(problem)

@@ -434,10 +434,8 @@ void Hub::loop() {
 }
 
 VirtualThread* Hub::shuffled_ready() noexcept {
-    if (shuffled_.empty()) {
-        while (VirtualThread* thread = ready_.pop()) {
-            shuffled_.push_back(thread);
-        }
+    while (VirtualThread* thread = ready_.pop()) {
+        shuffled_.push_back(thread);  // one that has just become ready may overtake all others
     }
     if (shuffled_.empty()) {
         return nullptr;

@@ -323,6 +323,15 @@ public:
     /// Whether somebody asked for that. Thread: carrier.
     bool wants_attention() const noexcept { return attention_.load(std::memory_order_relaxed); }
 
+    /// Back to the usual order.
+    void stop_shuffling() noexcept {
+        is_shuffled_ = false;
+        for (VirtualThread* thread : shuffled_) {
+            ready_.push(*thread);
+        }
+        shuffled_.clear();
+    }
+
     /// Makes the next switch look after signals and wake-ups. Thread: any.
     void look_soon() noexcept { attention_.store(true); }
 
@@ -408,7 +417,7 @@ private:
     bool was_driver_asked_ = false;
     bool is_shuffled_ = false;
     std::uint64_t shuffle_state_ = 0;
-    std::vector<VirtualThread*> shuffled_;  // ready, taken off ready_ in one go; drawn from until it is empty
+    std::vector<VirtualThread*> shuffled_;  // ready, taken off ready_
     HubStatistics statistics_;
     std::unique_ptr<HubExtension> extension_;
     Preemption preemption_;
