@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A module `greenlet` whose greenlets are fibers, found before the extension of that name.
 
-The extension copies slices of one C stack to and fro and so cannot live beside stacks that never move: two greenlets of two
-virtual threads would restore over each other. What is here does what the extension's documentation says, but has no C
-interface: gevent, which is built on that, does not run on it.
+The extension copies slices of one C stack to and fro and so cannot live beside stacks that never move: two greenlets of
+two virtual threads would restore over each other. What is here does what the extension's documentation says, but has no
+C interface: gevent, which is built on that, does not run on it.
 """
 
 from __future__ import annotations
