@@ -112,7 +112,11 @@ class Environments:
         """
         with self._lock:
             if tag.name not in self._made:
-                groups = ("build", "test", *(("lint", "typing") if tag is _for_tools() else ()))
+                groups = ["build", "test"]
+                if not tag.free_threaded:
+                    groups.append("test-with-gil")  # packages with C parts that no free-threaded 3.13 has
+                if tag is _for_tools():
+                    groups += ["lint", "typing"]
                 interpreter = self._look_for(tag)
                 self._made[tag.name] = interpreter and Environment(interpreter, tag.name, packages_of(*groups))
             return self._made[tag.name]
