@@ -92,7 +92,9 @@ def test_httpx_shares_a_client(connections, run_program, http_server):
         """
         import httpx
         server, count, connections = sys.argv[1], *map(int, sys.argv[2:])
-        limits = httpx.Limits(connections, connections, keepalive_expiry=None)
+        limits = httpx.Limits(
+            max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=None
+        )
         with httpx.Client(limits=limits, timeout=60) as client:
             answers = at_once(count, lambda index: client.get(f"{server}/{index}?crowd={connections}").text)
         report(right=answers == [f"/{index}" for index in range(count)])
