@@ -21,6 +21,7 @@
 #include "interpose/python/late_import.hpp"
 #include "interpose/python/method_table.hpp"
 #include "interpose/python/thread_parts.hpp"
+#include "loop/await.hpp"
 #include "loop/coroutine_slots.hpp"
 #include "loop/greenlet_type.hpp"
 #include "loop/parked_steps.hpp"
@@ -587,6 +588,8 @@ PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"join_non_daemons", join_non_daemons, METH_NOARGS, nullptr},
                            {"cancel_all", cancel_all, METH_NOARGS, nullptr},
                            {"greenlet_names", greenlet_names, METH_NOARGS, nullptr},
+                           {"await_in_task", _PyCFunction_CAST(loop::await_in_task), METH_FASTCALL, nullptr},
+                           {"can_await_in_task", loop::can_await_in_task, METH_NOARGS, nullptr},
                            {"cancel_thread", cancel_thread, METH_O, nullptr},
                            {"after_fork_in_child", after_fork_in_child, METH_NOARGS, nullptr},
                            {"set_slice", set_slice, METH_O, nullptr},

@@ -15,6 +15,7 @@ from gossamer._scope import Scope, Timeout, checkpoint, current, no_switch, scop
 TYPE_CHECKING = False  # of typing, which takes 15 ms to import; type checkers know the name
 if TYPE_CHECKING:
     from gossamer._blocking import blocking_in_tasks
+    from gossamer._bridge import asyncify, await_, syncify
     from gossamer._dump import ThreadSnapshot, dump, snapshot
     from gossamer._event_loop import new_event_loop
     from gossamer._event_loop_policy import EventLoopPolicy
@@ -31,6 +32,8 @@ __all__ = [
     "Timeout",
     "VirtualThreadPoolExecutor",
     "as_completed",
+    "asyncify",
+    "await_",
     "blocking_in_tasks",
     "checkpoint",
     "current",
@@ -44,6 +47,7 @@ __all__ = [
     "shield",
     "sleep",
     "snapshot",
+    "syncify",
     "timeout",
     "wait",
 ]
@@ -56,12 +60,15 @@ _MODULES = {
     "ThreadSnapshot": "gossamer._dump",
     "VirtualThreadPoolExecutor": "gossamer.executors",
     "as_completed": "gossamer._several",
+    "asyncify": "gossamer._bridge",
+    "await_": "gossamer._bridge",
     "blocking_in_tasks": "gossamer._blocking",
     "dump": "gossamer._dump",
     "map": "gossamer._several",
     "new_event_loop": "gossamer._event_loop",
     "race": "gossamer._several",
     "snapshot": "gossamer._dump",
+    "syncify": "gossamer._bridge",
     "wait": "gossamer._several",
 }
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,25 +27,42 @@ def blocking_in_tasks(mode: str, /) -> Iterator[None]:
     """
     if mode not in _run.BLOCKING:
         raise ValueError(f"{mode!r} is none of {', '.join(map(repr, _run.BLOCKING))}")
-    enters = not _core.is_virtual() and mode != "block"
-    if enters:
+    if not _core.is_virtual():
+        if mode == "block":
+            yield
+            return
         _run.enter(virtual_threads=False)
-    before = _core.block_in_tasks(_run.BLOCKING.index(mode)) if _core.is_virtual() else None
+        _ours.is_entered = True
+    _ours.users += 1
+    before = _core.block_in_tasks(_run.BLOCKING.index(mode))
     try:
         yield
     finally:
-        if enters:
+        _ours.users -= 1
+        _core.block_in_tasks(before)
+        if _ours.is_entered and _ours.users == 0:
+            _core.block_in_tasks(_run.BLOCKING.index("block"))
             _leave()
-        elif before is not None:
-            _core.block_in_tasks(before)
+
+
+class _Ours(threading.local):
+    """Of this thread: whether it is a carrier because of us, and how many blocks it is inside of."""
+
+    is_entered = False
+    users = 0
+
+
+_ours = _Ours()
 
 
 def _leave() -> None:
     """Leave at once, or soon after the last step of a task on a stack of its own: that stack belongs to the hub."""
-    _core.block_in_tasks(_run.BLOCKING.index("block"))
+    if _ours.users > 0 or not _ours.is_entered:
+        return  # another block has begun meanwhile, and will see to it
     if _core.has_steps():
         _core.call_when_no_step_is_left(_leave_soon)
     else:
+        _ours.is_entered = False
         _run.leave(grace=0)
 
 

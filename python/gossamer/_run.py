@@ -40,9 +40,9 @@ def uninstall() -> None:
     """Put back every function that entering has replaced; RuntimeError while virtual threads run."""
     _core.uninstall()
     _greenlet.uninstall()
-    objects = sys.modules.get("gossamer._thread_objects")
-    if objects is not None:
-        objects.uninstall()
+    for name in ("gossamer._thread_objects", "gossamer._nested_run"):
+        if name in sys.modules:
+            sys.modules[name].uninstall()
 
 
 def leave(grace: float) -> None:

@@ -222,6 +222,32 @@ PyCFunction as_c_function(Function function) noexcept {
 
 bool are_slots_installed() noexcept { return is_installed; }
 
+PySendResult send_here(PyObject* iterator, PyObject* value, PyObject** result) {
+    if (PyCoro_CheckExact(iterator) && is_installed && !is_executing(iterator)) {
+        return original_send(iterator, value, result);
+    }
+    return PyIter_Send(iterator, value, result);
+}
+
+PySendResult throw_here(PyObject* iterator, PyObject* exception, PyObject** result) {
+    const Ref thrown = Ref::steal_or_null(exception);
+    if (PyCoro_CheckExact(iterator) && is_installed && !is_executing(iterator)) {
+        return run_throw(iterator, exception, result);
+    }
+    const Ref method = Ref::steal_or_null(PyObject_GetAttrString(iterator, "throw"));
+    if (!method) {
+        if (PyErr_ExceptionMatches(PyExc_AttributeError)) {  // one that cannot be told is left, as `await` does
+            PyErr_SetRaisedException(Py_NewRef(exception));
+        }
+        return PYGEN_ERROR;
+    }
+    *result = PyObject_CallOneArg(method.ptr(), exception);
+    if (*result != nullptr) {
+        return PYGEN_NEXT;
+    }
+    return _PyGen_FetchStopIterationValue(result) == 0 ? PYGEN_RETURN : PYGEN_ERROR;
+}
+
 void install_slots() {
     if (is_installed) {
         return;

@@ -23,4 +23,9 @@ void require_none_parked();
 
 bool are_slots_installed() noexcept;
 
+/// Sends into, or throws into, what `await` iterates over, on the caller's stack: a coroutine begins no step. `exception`
+/// is owned. As am_send.
+PySendResult send_here(PyObject* iterator, PyObject* value, PyObject** result);
+PySendResult throw_here(PyObject* iterator, PyObject* exception, PyObject** result);
+
 }  // namespace gossamer::loop

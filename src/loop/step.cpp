@@ -225,25 +225,29 @@ Wake Step::yield() {
     if (target == nullptr) {
         return hub.yield_thread();
     }
-    if (target->exception_ != nullptr) {
-        return Wake::kCancelled;
-    }
+    return target->exception_ != nullptr ? Wake::kCancelled
+                                         : target->give(*this, Py_NewRef(Py_None), {.what = "a checkpoint"});
+}
+
+Wake Step::give(Step& leaf, PyObject* value, const sched::WaitNote& note) {
+    sched::Hub& hub = steps_->hub();
     if (!cpython::guarded(false, [&] {
-            ParkedSteps::instance().add(*target);
+            ParkedSteps::instance().add(*this);
             return true;
         })) {
+        Py_DECREF(value);
         return Wake::kFailed;
     }
-    target->wait_note_ = {.what = "a checkpoint"};
-    target->parked_at_ = core::coarse_now();
-    target->status_ = ThreadStatus::kReady;
+    wait_note_ = note;
+    parked_at_ = core::coarse_now();
+    status_ = ThreadStatus::kReady;
     ++steps_->parked_count_;
     const bool takes_mark_back = hub.preemption().pending_calls().give_up_mark_if_ours(hub.tstate());
-    target->suspend(*this, Py_NewRef(Py_None));
+    suspend(leaf, value);
     if (takes_mark_back) {
         hub.preemption().take_mark_back();
     }
-    return target->exception_ != nullptr ? Wake::kCancelled : Wake::kReady;
+    return exception_ != nullptr ? Wake::kCancelled : Wake::kReady;
 }
 
 bool Step::raise_cancellation() noexcept {

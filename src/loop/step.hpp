@@ -86,6 +86,11 @@ public:
     /// Before the record may vanish with its pages.
     void forget_allocations() noexcept { std::vector<HeldRLock>().swap(rlocks_); }
 
+    /// Gives `value` (owned) to asyncio as if the coroutine had awaited it, from the stack of `leaf`, which is this step or
+    /// runs on top of it. kReady: asyncio has sent; kCancelled: it has thrown, see raise_cancellation(). kFailed: the error
+    /// is set. Parks: yes. Thread: carrier. Python: attached.
+    [[nodiscard]] sched::Wake give(Step& leaf, PyObject* value, const sched::WaitNote& note);
+
     /// In a forked child: nobody continues this step.
     void abandon() noexcept;
 

@@ -59,6 +59,8 @@ Steps& Steps::of(Hub& hub) {
         return *steps;
     }
     hub.set_extension(std::make_unique<Steps>(hub));
+    const Ref install = attribute_of("gossamer._nested_run", "install");
+    steal(PyObject_CallNoArgs(install.ptr()));
     return *existing(hub);
 }
 

@@ -93,3 +93,14 @@ def loops() -> None:
     loop.close()
     assert_type(gs.run(fetch_async, "https://example.org"), bytes)
     asyncio.set_event_loop_policy(gs.EventLoopPolicy())  # pyright: ignore[reportDeprecated]
+
+
+def cross(iterator: Iterator[int], lock: AbstractContextManager[str]) -> None:
+    assert_type(gs.await_(fetch_async("https://example.org")), bytes)
+    assert_type(gs.syncify(fetch_async)("https://example.org"), bytes)
+    assert_type(gs.await_(gs.asyncify(fetch)("https://example.org")), bytes)
+    assert_type(gs.asyncify(iterator), AsyncIterator[int])
+    assert_type(gs.asyncify(lock), AbstractAsyncContextManager[str])
+    assert_type(gs.syncify(gs.asyncify(iterator)), Iterator[int])
+    assert_type(gs.syncify(gs.asyncify(lock)), AbstractContextManager[str])
+    gs.syncify(fetch_async)(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

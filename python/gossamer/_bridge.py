@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bridge between `def` and `async def`: `await_`, `asyncify`, `syncify`, and `asyncio.run` wherever it is called.
+
+Where a plain function awaits decides who runs the awaitable:
+
+- in an asyncio task on a stack of its own: the task itself, as if its coroutine had awaited it;
+- in a virtual thread without a loop: a loop that this hub keeps for them, in a virtual thread of its own;
+- on an ordinary thread: a loop that the thread keeps for itself;
+- in a callback of a loop, which cannot be left: a loop of its own, beside the callback's, which stands still meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+)
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from types import TracebackType
+from typing import Any, overload
+
+from gossamer import _blocking, _core, _nested_run
+from gossamer._event_loop import EventLoop, new_event_loop
+
+__all__ = ["asyncify", "await_", "syncify"]
+
+_not_in_a_task = object()
+_loop_of_hub: dict[int, EventLoop] = {}  # by hub_ident()
+
+
+def await_[T](awaitable: Awaitable[T], /) -> T:
+    """Wait for ``awaitable`` in a plain function, and return its result.
+
+    In an asyncio task the task awaits it, and its loop runs on meanwhile. Elsewhere a loop is found for it (see
+    above).
+
+    Raises:
+        TypeError: It cannot be awaited.
+        RuntimeError: It belongs to the loop whose callback this is, which stands still for as long as it waits.
+        BaseException: What the awaitable raised; asyncio.CancelledError when the caller was cancelled.
+    """
+    result = _core.await_in_task(awaitable, _not_in_a_task)
+    return _await_outside(awaitable) if result is _not_in_a_task else result
+
+
+def _await_outside[T](awaitable: Awaitable[T]) -> T:
+    if not inspect.isawaitable(awaitable):
+        raise TypeError(f"object {type(awaitable).__name__} can't be used in 'await' expression")
+    running = asyncio._get_running_loop()
+    if asyncio.isfuture(awaitable):
+        loop = awaitable.get_loop()
+        if loop is running:
+            awaitable_name = type(awaitable).__name__
+            raise RuntimeError(f"this {awaitable_name} belongs to the running loop, whose callback cannot wait for it")
+        return _wait_for_future(awaitable, loop)
+    coroutine = awaitable if inspect.iscoroutine(awaitable) else _as_coroutine(awaitable)
+    if running is not None:
+        return _beside(running, lambda: _run(coroutine))
+    if _core.is_virtual():
+        return _wait_for_task(coroutine, _loop_for_hub())
+    context = contextvars.copy_context()
+    try:
+        return _thread_loop.runner.run(coroutine, context=context)
+    finally:
+        _adopt_variables(context)
+
+
+async def _as_coroutine[T](awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+def _run[T](coroutine: Coroutine[Any, Any, T]) -> T:
+    context = contextvars.copy_context()
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            return runner.run(coroutine, context=context)
+    finally:
+        _adopt_variables(context)
+
+
+def _wait_for_future[T](future: asyncio.Future[T], loop: asyncio.AbstractEventLoop) -> T:
+    """Wait for a future of a loop that runs elsewhere; a cancellation of the caller cancels it."""
+    ended = threading.Event()
+    loop.call_soon_threadsafe(future.add_done_callback, lambda _future: ended.set())
+    try:
+        ended.wait()
+    except asyncio.CancelledError:
+        loop.call_soon_threadsafe(future.cancel)
+        raise
+    return future.result()
+
+
+def _wait_for_task[T](coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
+    """Run ``coroutine`` as a task of a loop that runs elsewhere, in the caller's context, and wait for its end."""
+    context = contextvars.copy_context()
+    tasks: list[asyncio.Task[T]] = []
+    ended = threading.Event()
+
+    def start() -> None:
+        task = loop.create_task(coroutine, context=context)
+        task.add_done_callback(lambda _task: ended.set())
+        tasks.append(task)
+
+    loop.call_soon_threadsafe(start)
+    is_cancelled = False
+    while not ended.is_set():
+        try:
+            ended.wait()
+        except asyncio.CancelledError:  # its clean-up may take its time
+            is_cancelled = True
+            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+    try:
+        result = tasks[0].result()
+    except asyncio.CancelledError:
+        if is_cancelled:
+            _core.raise_cancellation_again()
+        raise
+    finally:
+        _adopt_variables(context)
+    return result
+
+
+def _adopt_variables(context: contextvars.Context) -> None:
+    """Set here what was set in a copy of this context."""
+    for variable, value in context.items():
+        try:
+            if variable.get() is value:
+                continue
+        except LookupError:
+            pass  # not set here yet
+        variable.set(value)
+
+
+class _Lifetime:
+    """Dies with the locals of its thread."""
+
+
+class _ThreadLoop(threading.local):
+    """The loop of an ordinary thread; closed when the thread's locals die with it, or at the end of the program."""
+
+    def __init__(self) -> None:
+        self.runner = asyncio.Runner(loop_factory=new_event_loop)
+        self._lifetime = _Lifetime()
+        weakref.finalize(self._lifetime, self.runner.close)
+
+
+_thread_loop = _ThreadLoop()
+
+
+def _loop_for_hub() -> EventLoop:
+    ident = _core.hub_ident()
+    loop = _loop_of_hub.get(ident)
+    if loop is None:
+        loop = _loop_of_hub[ident] = new_event_loop()
+        _core.spawn(_keep_running, ident, loop)
+    return loop
+
+
+def _keep_running(ident: int, loop: EventLoop) -> None:
+    """Run the hub's loop until the hub is left, which cancels this virtual thread."""
+    try:
+        loop.run_forever()
+    finally:
+        del _loop_of_hub[ident]
+        with _shielded():
+            _cancel_all_tasks(loop)
+            loop.close()
+
+
+def _shielded() -> AbstractContextManager[Any]:
+    from gossamer._scope import shield
+
+    return shield()
+
+
+def _cancel_all_tasks(loop: EventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+
+
+def _beside[T](running: asyncio.AbstractEventLoop, function: Callable[[], T]) -> T:
+    """Call ``function``, which runs a loop of its own, where ``running`` runs.
+
+    In a virtual thread of its own if there are any: the other tasks of ``running`` go on if the caller can be parked.
+    """
+    if not _core.is_virtual():
+        task = asyncio.tasks._swap_current_task(running, None)
+        asyncio._set_running_loop(None)
+        try:
+            return function()
+        finally:
+            asyncio._set_running_loop(running)
+            asyncio.tasks._swap_current_task(running, task)
+    context = contextvars.copy_context()
+    task = _core.spawn(context.run, function)
+    try:
+        return task.result()
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    finally:
+        _adopt_variables(context)
+
+
+def run_nested(
+    run: Callable[..., Any], main: Coroutine[Any, Any, Any], debug: bool | None, loop_factory: Callable[[], Any] | None
+) -> Any:
+    """`asyncio.run` where a loop runs already: apart from it."""
+    return _beside(asyncio.get_running_loop(), lambda: run(main, debug=debug, loop_factory=loop_factory))
+
+
+_nested_run.install()
+
+
+# --- The other colour ---
+
+
+@overload
+def asyncify[**P, T](function: Callable[P, T], /) -> Callable[P, Coroutine[Any, Any, T]]: ...
+@overload
+def asyncify[T](manager: AbstractContextManager[T], /) -> AbstractAsyncContextManager[T]: ...
+@overload
+def asyncify[T](iterator: Iterator[T], /) -> AsyncIterator[T]: ...
+def asyncify(x: Any, /) -> Any:
+    """Give the asynchronous form of a plain function, bound method, context manager or iterator.
+
+    What it calls runs in the task that awaits it, and what waits in there suspends that task alone.
+
+    Raises:
+        TypeError: It is none of these.
+    """
+    if hasattr(x, "__enter__") and hasattr(x, "__exit__") and not isinstance(x, type):
+        return _AsyncManager(x)
+    if isinstance(x, Iterator):
+        return _async_iterator(x)
+    if callable(x):
+        return _async_function(x)
+    raise TypeError(f"asyncify() needs a function, a context manager or an iterator, not {type(x).__name__}")
+
+
+@overload
+def syncify[**P, T](function: Callable[P, AsyncGenerator[T, Any]], /) -> Callable[P, Generator[T]]: ...
+@overload
+def syncify[**P, T](function: Callable[P, Awaitable[T]], /) -> Callable[P, T]: ...
+@overload
+def syncify[T](manager: AbstractAsyncContextManager[T], /) -> AbstractContextManager[T]: ...
+@overload
+def syncify[T](iterator: AsyncIterator[T], /) -> Iterator[T]: ...
+def syncify(x: Any, /) -> Any:
+    """Give the plain form of a coroutine function, bound method, async context manager or async iterator.
+
+    What it awaits is awaited as by `await_`.
+
+    Raises:
+        TypeError: It is none of these.
+    """
+    if hasattr(x, "__aenter__") and hasattr(x, "__aexit__") and not isinstance(x, type):
+        return _SyncManager(x)
+    if isinstance(x, AsyncIterator):
+        return _sync_iterator(x)
+    if inspect.isasyncgenfunction(x):
+        return functools.wraps(x)(lambda *args, **kwargs: _sync_iterator(x(*args, **kwargs)))
+    if callable(x):
+        return functools.wraps(x)(lambda *args, **kwargs: await_(x(*args, **kwargs)))
+    raise TypeError(
+        f"syncify() needs a coroutine function, an async context manager or an async iterator, not {type(x).__name__}"
+    )
+
+
+class _Parking(threading.local):
+    """Has blocking calls in this thread's tasks park while one of them asks for it; they come and go in any order."""
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._mode: AbstractContextManager[None] | None = None
+
+    def __enter__(self) -> None:
+        if self._users == 0:
+            self._mode = _blocking.blocking_in_tasks("park")
+            self._mode.__enter__()
+        self._users += 1
+
+    def __exit__(self, *_error: object) -> None:
+        self._users -= 1
+        if self._users == 0 and self._mode is not None:
+            self._mode.__exit__(None, None, None)
+
+
+_parking = _Parking()
+
+
+def _async_function(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        if _core.can_await_in_task():
+            return function(*args, **kwargs)
+        with _parking:
+            await asyncio.sleep(0)  # the next step runs on a stack of its own
+            return function(*args, **kwargs)
+
+    try:
+        return functools.wraps(function)(call)
+    except AttributeError:
+        return call
+
+
+class _AsyncManager[T]:
+    def __init__(self, manager: AbstractContextManager[T]) -> None:
+        self._manager = manager
+
+    async def __aenter__(self) -> T:
+        return await _async_function(self._manager.__enter__)()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await _async_function(self._manager.__exit__)(kind, error, trace)
+
+
+class _SyncManager[T]:
+    def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
+        self._manager = manager
+
+    def __enter__(self) -> T:
+        return await_(self._manager.__aenter__())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await_(self._manager.__aexit__(kind, error, trace))
+
+
+_end = object()
+
+
+async def _async_iterator[T](iterator: Iterator[T]) -> AsyncIterator[T]:
+    advance = _async_function(next)
+    try:
+        while (item := await advance(iterator, _end)) is not _end:
+            yield item
+    finally:
+        if isinstance(iterator, Generator):
+            iterator.close()
+
+
+def _sync_iterator[T](iterator: AsyncIterator[T]) -> Iterator[T]:
+    try:
+        while True:
+            try:
+                item = await_(anext(iterator))
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        if isinstance(iterator, AsyncGenerator):
+            await_(iterator.aclose())

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// Awaiting in a plain function: what an awaitable yields is given to asyncio by the step that the function runs on, as if
+// the task's coroutine had awaited it.
+#pragma once
+
+#include "cpython/api.hpp"
+
+namespace gossamer::loop {
+
+/// await_in_task(awaitable, otherwise): what awaiting gives, if the caller runs in an asyncio task on a stack of its own;
+/// else `otherwise`. The error is the awaitable's, or a TypeError. Parks: yes. Python: attached.
+PyObject* await_in_task(PyObject* module, PyObject* const* args, Py_ssize_t count);
+
+/// can_await_in_task(): whether the caller runs in such a task.
+PyObject* can_await_in_task(PyObject* module, PyObject*);
+
+}  // namespace gossamer::loop

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`await_`, `asyncify` and `syncify`: plain and async code call each other, wherever the call stands."""
+
+import asyncio
+import contextvars
+import functools
+import queue
+import threading
+import traceback
+
+import gossamer as gs
+import pytest
+from gossamer import asyncify, await_, syncify
+
+VARIABLE = contextvars.ContextVar("VARIABLE", default=0)
+
+
+async def add(left, right):
+    await asyncio.sleep(0)
+    VARIABLE.set(VARIABLE.get() + 1)
+    return left + right
+
+
+def add_plainly(left, right):
+    return await_(add(left, right))
+
+
+class Everywhere:
+    """Awaits in each place where no `await` may stand."""
+
+    def __init__(self):
+        self.number = await_(add(1, 2))
+
+    def __getattr__(self, name):
+        return await_(add(name, "!"))
+
+    def __iter__(self):
+        for number in range(3):
+            yield await_(add(number, number))
+
+    def __eq__(self, other):
+        return await_(add(self.number, 0)) == other
+
+    __hash__ = None
+
+    @property
+    def double(self):
+        return add_plainly(self.number, self.number)
+
+
+def use_everywhere():
+    one = Everywhere()
+    return one.number, one.name, list(one), one == 3, one.double, VARIABLE.get()
+
+
+EVERYWHERE = (3, "name!", [0, 2, 4], True, 6, 7)
+
+
+def in_virtual_thread(function):
+    return gs.run(lambda: contextvars.copy_context().run(function))
+
+
+def in_task_of_our_loop(function):
+    async def main():
+        return function()
+
+    return gs.run(main)
+
+
+def in_task_of_a_stock_loop(function):
+    async def main():
+        return await asyncify(function)()
+
+    return asyncio.run(main())
+
+
+def in_task_of_a_stock_loop_inside(function):
+    async def main():
+        return function()
+
+    return gs.run(lambda: asyncio.run(main()))
+
+
+def on_ordinary_thread(function):
+    return contextvars.copy_context().run(function)
+
+
+def in_callback(function):
+    async def main():
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        loop.call_soon(lambda: future.set_result(function()))
+        return await future
+
+    return gs.run(main)
+
+
+def in_coroutine_driven_by_hand(function):
+    async def drive():
+        return function()
+
+    def main():
+        with pytest.raises(StopIteration) as caught:
+            drive().send(None)
+        return caught.value.value
+
+    return gs.run(main)
+
+
+PLACES = [
+    in_virtual_thread,
+    in_task_of_our_loop,
+    in_task_of_a_stock_loop,
+    in_task_of_a_stock_loop_inside,
+    on_ordinary_thread,
+    in_callback,
+    in_coroutine_driven_by_hand,
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_plain_function_awaits_wherever_it_is_called(place):
+    assert EVERYWHERE == place(use_everywhere)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_the_awaitable_raises_is_raised_with_both_sides_in_its_traceback(place):
+    async def fail():
+        await asyncio.sleep(0)
+        raise KeyError("here")
+
+    def call():
+        try:
+            await_(fail())
+        except KeyError as error:
+            return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+
+    names = place(call)
+
+    assert "call" == names[0]
+    assert "fail" == names[-1]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_cannot_be_awaited_is_a_type_error(place):
+    def call():
+        with pytest.raises(TypeError, match="can't be used in 'await' expression"):
+            await_(7)
+        return True
+
+    assert place(call)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_asyncio_run_runs_apart_wherever_it_is_called(place):
+    async def tasks():
+        return len(asyncio.all_tasks())
+
+    def call():
+        return asyncio.run(tasks()), asyncio.run(add(1, 2))
+
+    assert (1, 3) == place(call)
+
+
+@pytest.mark.parametrize("place", [in_virtual_thread, in_task_of_our_loop, in_task_of_a_stock_loop, on_ordinary_thread])
+def test_a_nesting_of_two_hundred(place):
+    def plain(depth):
+        return depth and 1 + await_(coroutine(depth - 1))
+
+    async def coroutine(depth):
+        return depth and 1 + await asyncify(plain)(depth - 1)
+
+    assert 200 == place(functools.partial(plain, 200))
+
+
+def test_other_tasks_run_while_one_awaits_in_a_plain_function():
+    async def main():
+        gate = asyncio.Event()
+
+        def wait():
+            await_(gate.wait())
+            return "opened"
+
+        async def open_gate():
+            gate.set()
+
+        return await asyncio.gather(asyncify(wait)(), open_gate())
+
+    assert ["opened", None] == gs.run(main)
+    assert ["opened", None] == asyncio.run(main())
+
+
+def test_a_cancellation_crosses_into_the_awaitable_and_back():
+    seen = []
+
+    async def wait():
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError as error:
+            seen.append(("coroutine", error.args))
+            await asyncio.sleep(0)
+            raise
+
+    def plain():
+        try:
+            await_(wait())
+        except asyncio.CancelledError as error:
+            seen.append(("plain", error.args))
+            raise
+
+    async def main():
+        task = asyncio.create_task(asyncify(plain)())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        task.cancel("enough")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    gs.run(main)
+
+    assert [("coroutine", ("enough",)), ("plain", ("enough",))] == seen
+
+
+def test_a_cancelled_virtual_thread_cancels_what_it_awaits():
+    seen = []
+
+    async def wait():
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0)
+            seen.append("cleaned up")
+
+    def main():
+        with gs.scope() as scope:
+            task = scope.spawn(lambda: await_(wait()))
+            for _ in range(20):
+                gs.checkpoint()
+            task.cancel()
+        return task.cancelled()
+
+    assert gs.run(main)
+    assert ["cleaned up"] == seen
+
+
+def test_a_future_of_another_loop_is_waited_for():
+    def main():
+        made, result = queue.Queue(), queue.Queue()
+
+        async def serve():
+            future = asyncio.get_running_loop().create_future()
+            made.put(future)
+            asyncio.get_running_loop().call_later(0.001, future.set_result, "result")
+            await future
+            result.get()
+
+        with gs.scope() as scope:
+            scope.spawn(serve)
+            value = await_(made.get())
+            result.put(None)
+        return value
+
+    assert "result" == gs.run(main)
+
+
+def test_a_future_of_the_running_loop_is_refused_in_its_callback():
+    async def main():
+        loop = asyncio.get_running_loop()
+        future, answer = loop.create_future(), loop.create_future()
+
+        def call():
+            with pytest.raises(RuntimeError, match="belongs to the running loop"):
+                await_(future)
+            answer.set_result(True)
+
+        loop.call_soon(call)
+        return await answer
+
+    assert gs.run(main)
+
+
+def test_virtual_threads_of_a_hub_share_a_loop():
+    async def loop():
+        return asyncio.get_running_loop()
+
+    def main():
+        with gs.scope() as scope:
+            tasks = [scope.spawn(lambda: await_(loop())) for _ in range(3)]
+        return len({id(task.result()) for task in tasks})
+
+    assert 1 == gs.run(main)
+
+
+def test_the_other_colour_of_iterators_and_context_managers():
+    class AsyncManager:
+        async def __aenter__(self):
+            await asyncio.sleep(0)
+            return "entered"
+
+        async def __aexit__(self, kind, error, trace):
+            await asyncio.sleep(0)
+            return kind is ValueError
+
+    async def count():
+        for number in range(3):
+            await asyncio.sleep(0)
+            yield number
+
+    class Bound:
+        async def method(self, number):
+            await asyncio.sleep(0)
+            return number
+
+        def plain(self, number):
+            return await_(self.method(number))
+
+    async def main():
+        with syncify(AsyncManager()) as value:
+            assert "entered" == value
+        with syncify(AsyncManager()):
+            raise ValueError
+        assert [0, 1, 2] == list(syncify(count)())
+        assert [0, 1, 2] == list(syncify(count()))
+        assert [1, 2] == [number async for number in asyncify(iter([1, 2]))]
+        lock = threading.Lock()
+        async with asyncify(lock):
+            assert lock.locked()
+        assert not lock.locked()
+        return await asyncify(Bound().plain)(1), syncify(Bound().method)(2)
+
+    assert (1, 2) == gs.run(main)
+    with pytest.raises(TypeError, match="needs a function"):
+        asyncify(7)
+    with pytest.raises(TypeError, match="needs a coroutine function"):
+        syncify(7)
+
+
+def test_no_os_thread_is_started_for_a_crossing():
+    async def main():
+        await asyncify(add_plainly)(1, 2)
+        before = threading.active_count()
+        results = await asyncio.gather(*(asyncify(add_plainly)(number, 1) for number in range(50)))
+        return results == list(range(1, 51)), threading.active_count() - before
+
+    assert (True, 0) == gs.run(main)
