@@ -50,11 +50,13 @@ def await_[T](awaitable: Awaitable[T], /) -> T:
         RuntimeError: It belongs to the loop whose callback this is, which stands still for as long as it waits.
         BaseException: What the awaitable raised; asyncio.CancelledError when the caller was cancelled.
     """
-    result = _core.await_in_task(awaitable, _not_in_a_task)
-    return _await_outside(awaitable) if result is _not_in_a_task else result
+    result: T = _core.await_in_task(awaitable, _not_in_a_task)
+    if result is _not_in_a_task:
+        result = _await_outside(awaitable)
+    return result
 
 
-def _await_outside[T](awaitable: Awaitable[T]) -> T:
+def _await_outside(awaitable: Any) -> Any:
     if not inspect.isawaitable(awaitable):
         raise TypeError(f"object {type(awaitable).__name__} can't be used in 'await' expression")
     running = asyncio._get_running_loop()
@@ -199,15 +201,15 @@ def _beside[T](running: asyncio.AbstractEventLoop, function: Callable[[], T]) ->
     In a virtual thread of its own if there are any: the other tasks of ``running`` go on if the caller can be parked.
     """
     if not _core.is_virtual():
-        task = asyncio.tasks._swap_current_task(running, None)
+        outer = asyncio.tasks._swap_current_task(running, None)  # type: ignore[attr-defined]
         asyncio._set_running_loop(None)
         try:
             return function()
         finally:
             asyncio._set_running_loop(running)
-            asyncio.tasks._swap_current_task(running, task)
+            asyncio.tasks._swap_current_task(running, outer)  # type: ignore[attr-defined]
     context = contextvars.copy_context()
-    task = _core.spawn(context.run, function)
+    task: _core.Task[T] = _core.spawn(context.run, function)
     try:
         return task.result()
     except asyncio.CancelledError:
@@ -323,12 +325,14 @@ class _AsyncManager[T]:
         self._manager = manager
 
     async def __aenter__(self) -> T:
-        return await _async_function(self._manager.__enter__)()
+        entered: T = await _async_function(self._manager.__enter__)()
+        return entered
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        return await _async_function(self._manager.__exit__)(kind, error, trace)
+        is_taken: bool | None = await _async_function(self._manager.__exit__)(kind, error, trace)
+        return is_taken
 
 
 class _SyncManager[T]:

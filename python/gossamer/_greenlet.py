@@ -56,10 +56,10 @@ _finder = _Finder()
 def install() -> None:
     """Have ``import greenlet`` find this one, unless the extension is loaded already."""
     if "greenlet" not in sys.modules and _finder not in sys.meta_path:
-        sys.meta_path.insert(0, _finder)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _finder)
 
 
 def uninstall() -> None:
     """Have it find the extension again. A module that was loaded stays."""
     if _finder in sys.meta_path:
-        sys.meta_path.remove(_finder)  # type: ignore[arg-type]
+        sys.meta_path.remove(_finder)

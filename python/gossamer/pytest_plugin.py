@@ -159,7 +159,7 @@ class _Plugin:
         function = fixturedef.func
         is_async = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
         if is_async:
-            fixturedef.func = _as_plain(environment, function, request)
+            fixturedef.func = _as_plain(environment, function, request)  # type: ignore[misc]
         if is_wide:
             self._wide_fixtures += 1
             fixturedef.addfinalizer(self._wide_fixture_ends)
@@ -170,7 +170,7 @@ class _Plugin:
                 return (yield)
         finally:
             if is_async:
-                fixturedef.func = function
+                fixturedef.func = function  # type: ignore[misc]
 
     def _wide_fixture_ends(self) -> None:
         self._wide_fixtures -= 1
@@ -217,7 +217,8 @@ def _as_plain(
     def bound() -> Callable[..., Any]:
         # As pytest does: a fixture of a class is a method of the instance that the test runs on.
         if instance is not None and inspect.ismethod(function) and isinstance(instance, type(function.__self__)):
-            return function.__func__.__get__(instance)
+            method: Callable[..., Any] = function.__func__.__get__(instance)
+            return method
         return function
 
     if inspect.isasyncgenfunction(function):

@@ -386,7 +386,7 @@ assert gs.run(main) == list(range(5))
 
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="plain 3.12 crashes with asyncio in two interpreters")
 def test_tasks_park_in_interpreters_with_a_gil_of_their_own():
-    from test_interpreters import create, interpreters, run
+    from own_gil import create, interpreters, run
 
     import_path = f"import sys; sys.path[:] = {sys.path!r}\n"
     results = []

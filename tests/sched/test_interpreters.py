@@ -8,25 +8,7 @@ import textwrap
 import threading
 
 import pytest
-
-if sys.version_info >= (3, 13):
-    import _interpreters as interpreters
-
-    def create() -> int:
-        return interpreters.create("isolated")
-
-    def run(interpreter: int, code: str) -> object:
-        return interpreters.exec(interpreter, code)
-
-else:
-    import _xxsubinterpreters as interpreters
-
-    def create() -> int:
-        return interpreters.create(isolated=True)
-
-    def run(interpreter: int, code: str) -> object:
-        return interpreters.run_string(interpreter, code)
-
+from own_gil import create, interpreters, run
 
 WORK = textwrap.dedent(
     f"""

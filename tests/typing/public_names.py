@@ -7,6 +7,8 @@ It is checked and never run, so that what a function does plays no part.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, assert_type
 
 import gossamer as gs
