@@ -96,6 +96,8 @@ PySendResult Step::outcome(PyObject** result) noexcept {
         if (steps.is_someone_told_when_none_is_left()) [[unlikely]] {
             steps.call_if_none_is_left();
         }
+    } else if (std::exchange(wants_future_, false) && !give_future(result)) {
+        return resume(PyErr_GetRaisedException(), result);
     }
     if (steps.to_complete != nullptr) [[unlikely]] {
         steps.to_complete->complete_woken();
@@ -104,6 +106,23 @@ PySendResult Step::outcome(PyObject** result) noexcept {
         steps.close_condemned();
     }
     return kind;
+}
+
+/// Makes the future that asyncio waits for. Here, not where the step parks: it takes Python code, and a parked stack keeps
+/// the pages that it has ever used. Returns false with the error set.
+bool Step::give_future(PyObject** result) noexcept {
+    return cpython::guarded(false, [&] {
+        Ref awaited = steps_->pending_future();
+        if (loop != nullptr && loop->drives) {
+            loop->arrange_call();
+        }
+        if (status_ == ThreadStatus::kReady) {
+            steps_->set_result(awaited.ptr());  // woken meanwhile
+        }
+        future = Py_NewRef(awaited.ptr());
+        *result = awaited.release();
+        return true;
+    });
 }
 
 /// An exception was thrown in, but the call that was parked had been served: it is raised where the coroutine awaits next,
@@ -175,27 +194,22 @@ Wake Step::park_task(Step& leaf, const sched::WaitNote& note, core::Deadline dea
     if (cancellable == Cancellable::kYes && exception_ != nullptr) {
         return Wake::kCancelled;
     }
-    const bool is_prepared = cpython::guarded(false, [&] {
-        Ref awaited = steps_->pending_future();
-        future = Py_NewRef(awaited.ptr());
-        result_ = awaited.release();
-        ParkedSteps::instance().add(*this);
+    const bool is_known = cpython::guarded(false, [&] {
         if (!deadline.is_never()) {
             hub.timers().arm(*this, deadline);
         }
-        if (loop->drives) {
-            loop->arrange_call();
-        }
+        ParkedSteps::instance().add(*this);
         return true;
     });
-    // What ran in between may have woken us.
-    if (!is_prepared || std::exchange(was_woken_, false)) {
+    if (!is_known) {
+        hub.timers().disarm(*this);
+        return Wake::kFailed;
+    }
+    // Whoever woke us since target() was asked found us running.
+    if (std::exchange(was_woken_, false)) {
         hub.timers().disarm(*this);
         ParkedSteps::instance().remove(*this);
-        const Ref given = Ref::steal_or_null(std::exchange(result_, nullptr));
-        const Ref kept = Ref::steal_or_null(std::exchange(future, nullptr));
-        const bool is_timed_out = std::exchange(is_timed_out_, false);
-        return !is_prepared ? Wake::kFailed : is_timed_out ? Wake::kTimedOut : Wake::kReady;
+        return Wake::kReady;
     }
     wait_note_ = note;
     parked_at_ = core::coarse_now();
@@ -205,7 +219,8 @@ Wake Step::park_task(Step& leaf, const sched::WaitNote& note, core::Deadline dea
     ++steps_->parks;
     hub.count_park();
     const bool takes_mark_back = hub.preemption().pending_calls().give_up_mark_if_ours(hub.tstate());
-    suspend(leaf, result_);
+    wants_future_ = true;
+    suspend(leaf, nullptr);
     hub.timers().disarm(*this);
     const bool is_timed_out = std::exchange(is_timed_out_, false);
     if (takes_mark_back) {

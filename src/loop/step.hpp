@@ -106,6 +106,7 @@ private:
                           sched::Cancellable cancellable);
     void suspend(Step& leaf, PyObject* value) noexcept;
     PySendResult outcome(PyObject** result) noexcept;
+    [[nodiscard]] bool give_future(PyObject** result) noexcept;
     PySendResult raise_late(PySendResult result, PyObject** value) noexcept;
     void hand_over_locks(Step& leaf, unsigned long from, unsigned long to) noexcept;
     void cut_owning_calls(sched::VirtualThread& thread) noexcept;
@@ -126,6 +127,7 @@ private:
     PyObject* exception_ = nullptr;  // owned: thrown in while it was parked and not yet raised
     sched::ThreadStatus status_ = sched::ThreadStatus::kRunning;
     bool is_timed_out_ = false;
+    bool wants_future_ = false;  // it has parked, and asyncio has been given nothing yet
     bool was_woken_ = false;  // before it was parked: the next park returns at once
     sched::WaitNote wait_note_;
     core::Nanoseconds parked_at_{};

@@ -164,6 +164,9 @@ void StepLoop::complete_woken() noexcept {
         step->unlink();
         parked.push_back(*step);
         const Ref awaited = cpython::borrow(step->future);
+        if (!awaited) {
+            continue;  // it is being made: Step::give_future completes it
+        }
         guarded(0, [&] {
             step->steps().set_result(awaited.ptr());
             return 0;
