@@ -4,7 +4,8 @@
 
 ``on_our_loop.py -m test [ARGUMENTS...]``: asyncio's default policy, and so `asyncio.new_event_loop`, `asyncio.run` and
 `asyncio.Runner`, make our loops; the test cases of test_events that stand on its loop-contract mixins
-(`EventLoopTestsMixin`) get ours in place of theirs. Nothing else is changed.
+(`EventLoopTestsMixin`) get ours in place of theirs. A task that blocks blocks its loop, on which some tests rely. Nothing
+else is changed.
 """
 
 import importlib
@@ -13,6 +14,7 @@ import sys
 import unittest
 from asyncio import unix_events
 
+from gossamer import _core, _run
 from gossamer._event_loop import EventLoop
 
 EVENTS = "test_asyncio.test_events"
@@ -39,6 +41,7 @@ def main() -> None:
     """Take over, and run the module."""
     if len(sys.argv) < 3 or sys.argv[1] != "-m":
         sys.exit(__doc__)
+    _core.block_in_all_tasks(_run.BLOCKING.index("block"))
     take_over_policy()
     if EVENTS in sys.argv:
         take_over_loop_contract()
