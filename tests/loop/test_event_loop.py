@@ -523,7 +523,7 @@ def test_handles_and_futures_do_not_leak():
     for _ in range(5):
         run_on_thread(work())
 
-    assert count() - before < 50
+    assert count() - before < 200  # one handle a step would be 1000
 
 
 # ---- children, executors, the policy ----
