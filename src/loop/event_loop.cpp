@@ -246,13 +246,9 @@ void EventLoop::run_ready() {
 
 void EventLoop::run_io() {
     for (std::size_t count = io_ready_.size(); count > 0; --count) {
-        const bool nothing_waits = ready_.is_empty();
         Runnable& runnable = *io_ready_.pop();
         const Ref owner = Ref::steal_or_null(runnable.owner());
         runnable.run();
-        if (nothing_waits && !is_stopping) {
-            run_ready();
-        }
     }
 }
 

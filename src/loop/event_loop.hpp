@@ -7,8 +7,8 @@
 //     _run_once                                                 turns, until the loop is stopped
 //
 // A turn: take what other threads have sent, what the hub was told of descriptors, and the timers that are due; then call
-// what was ready when the turn began; then let the transports that have something to do it, one after the other, and call
-// what each made ready before the next: a message is received, worked on and answered while it is in the cache. With nothing ready the virtual thread that runs the loop parks until one of these
+// what was ready when the turn began; then let the transports that have something to do it. (To call what each of them made
+// ready before the next one reads was measured: an echo server of streams took 6 % more CPU a message.) With nothing ready the virtual thread that runs the loop parks until one of these
 // comes. With something ready the kernel is not asked, but every kTurnsBetweenLooks turns, or when the hub wants attention,
 // the loop lets the hub look and every other ready virtual thread run.
 //

@@ -470,24 +470,3 @@ def test_a_transport_may_outlive_its_loop():
 
         assert "closed" in repr(transports[0])
         forget(transports)
-
-
-@on_loop
-async def test_what_one_message_made_ready_runs_before_the_next_connection_is_read():
-    loop = asyncio.get_running_loop()
-    order = []
-
-    class Working(Recorder):
-        def data_received(self, data):
-            order.append(("received", data))
-            loop.call_soon(order.append, ("worked", data))
-            super().data_received(data)
-
-    async with connected(Working) as (_one, first, one), connected(Working) as (_two, second, two):
-        one.send(b"1")
-        two.send(b"2")
-        await first.until(lambda: first.received)
-        await second.until(lambda: second.received)
-        await asyncio.sleep(0)
-
-    assert [("received", b"1"), ("worked", b"1"), ("received", b"2"), ("worked", b"2")] == order
