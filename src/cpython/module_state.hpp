@@ -24,7 +24,7 @@ struct ModuleState {
     PyTypeObject* greenlet_token_type = nullptr;
     PyObject* greenlet_exit = nullptr;
     PyObject* greenlet_error = nullptr;
-    loop::Parts* loop_parts = nullptr;      // owned
+    loop::Parts* loop_parts = nullptr;  // owned
 };
 
 extern PyModuleDef core_module;

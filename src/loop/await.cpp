@@ -38,7 +38,8 @@ Ref iterator_of(PyObject* awaitable) {
     }
     const PyAsyncMethods* methods = Py_TYPE(awaitable)->tp_as_async;
     if (methods == nullptr || methods->am_await == nullptr) {
-        cpython::raise(PyExc_TypeError, "object %.100s can't be used in 'await' expression", Py_TYPE(awaitable)->tp_name);
+        cpython::raise(PyExc_TypeError, "object %.100s can't be used in 'await' expression",
+                       Py_TYPE(awaitable)->tp_name);
     }
     Ref iterator = steal(methods->am_await(awaitable));
     if (!PyIter_Check(iterator.ptr()) || PyCoro_CheckExact(iterator.ptr())) {

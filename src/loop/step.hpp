@@ -128,7 +128,7 @@ private:
     sched::ThreadStatus status_ = sched::ThreadStatus::kRunning;
     bool is_timed_out_ = false;
     bool wants_future_ = false;  // it has parked, and asyncio has been given nothing yet
-    bool was_woken_ = false;  // before it was parked: the next park returns at once
+    bool was_woken_ = false;     // before it was parked: the next park returns at once
     sched::WaitNote wait_note_;
     core::Nanoseconds parked_at_{};
     sched::OwningCall* caller_owning_call_ = nullptr;
