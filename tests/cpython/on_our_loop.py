@@ -4,8 +4,8 @@
 
 ``on_our_loop.py -m test [ARGUMENTS...]``: asyncio's default policy, and so `asyncio.new_event_loop`, `asyncio.run` and
 `asyncio.Runner`, make our loops; the test cases of test_events that stand on its loop-contract mixins
-(`EventLoopTestsMixin`) get ours in place of theirs. A task that blocks blocks its loop, on which some tests rely. Nothing
-else is changed.
+(`EventLoopTestsMixin`) get ours in place of theirs. A task that blocks blocks its loop, on which some tests rely.
+Nothing else is changed.
 """
 
 import importlib
