@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from time import sleep as bound_early
 
 import gossamer as gs
+import pytest
 from virtual import in_virtual_thread, run_program
 
 made_before = {
@@ -48,6 +50,20 @@ def test_a_million_spawns_and_finishes_leave_memory_descriptors_and_maps_flat() 
     assert {"maps": 0, "descriptors": 0, "OS threads": 0, "objects": 0, "virtual threads": 0} == {
         name: max(value, 0) for name, value in grown.items()
     }
+
+
+@pytest.mark.skipif("GOSSAMER_MILLION_PARKED" not in os.environ, reason="takes 6 GB of memory: `make test-all`")
+def test_a_million_parked_take_at_most_six_gibibytes() -> None:
+    """Resident memory and page tables of the whole process."""
+    bench = Path(__file__).resolve().parents[2] / "bench"
+    command = [sys.executable, "-m", "gossamer", "run", str(bench / "ours" / "parked_memory.py"), "spawn", "1000000"]
+    path = os.pathsep.join([str(bench), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, check=False, env={**os.environ, "PYTHONPATH": path}
+    )
+
+    assert (0, "") == (result.returncode, result.stderr)
+    assert json.loads(result.stdout)["whole_bytes"] <= 6 << 30
 
 
 @in_virtual_thread
