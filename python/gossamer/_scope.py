@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from time import sleep as _sleep
 from types import TracebackType
 
@@ -10,27 +11,73 @@ from gossamer import _core
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import asyncio
     from typing import Any, Self
 
 _PASSING = (SystemExit, KeyboardInterrupt)  # never in a group, as with asyncio.TaskGroup
 
 
+class _TaskOwner:
+    """The asyncio task that entered a scope: cancelled as `asyncio.TaskGroup` cancels its parent."""
+
+    __slots__ = ("_has_cancelled", "_is_over", "_loop", "_requests_at_entry", "_task")
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self._task = task
+        self._loop = task.get_loop()
+        self._requests_at_entry = task.cancelling()
+        self._has_cancelled = self._is_over = False
+
+    def cancel_from_anywhere(self) -> None:
+        """Cancel the task soon, unless it has left the scope by then."""
+        self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if not self._is_over and not self._task.done():
+            self._has_cancelled = True
+            self._task.cancel()
+
+    def leave(self, error: BaseException | None) -> bool:
+        """The task leaves the scope: take our cancellation back; return whether ``error`` is it."""
+        self._is_over = True
+        if not self._has_cancelled:
+            return False
+        left = self._task.uncancel()
+        is_cancellation = error is not None and type(error).__name__ == "CancelledError"
+        return is_cancellation and left <= self._requests_at_entry
+
+
+def _owner() -> _TaskOwner | None:
+    """The asyncio task that runs, if one does."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or getattr(asyncio, "_get_running_loop", _no_loop)() is None:
+        return None
+    task = asyncio.current_task()
+    return None if task is None else _TaskOwner(task)
+
+
+def _no_loop() -> None:
+    """Stand for a function of asyncio that is being imported."""
+
+
 class Scope(_core.ScopeBase):
     """A block that owns the virtual threads spawned in it; made by `scope`."""
 
-    __slots__ = ("_timeout",)
+    __slots__ = ("_owner", "_timeout")
 
     def __init__(self, timeout: float | None = None) -> None:
         self._timeout = _checked(timeout)
 
     def __enter__(self) -> Self:
-        self._open(self._timeout)
+        owner = self._owner = _owner()
+        self._open(self._timeout, None if owner is None else owner.cancel_from_anywhere)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        outcome = self._leave(error)
+        owner = self._owner
+        outcome = self._leave(error, owner is not None and owner.leave(error))
         return False if outcome is None else _raise_outcome(error, *outcome)
 
     async def __aenter__(self) -> Self:
@@ -101,20 +148,22 @@ def scope(timeout: float | None = None) -> Scope:
 class Timeout:
     """A block with a time limit; made by `timeout`."""
 
-    __slots__ = ("_scope", "_seconds")
+    __slots__ = ("_owner", "_scope", "_seconds")
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = _checked(seconds)
         self._scope = _core.ScopeBase()
 
     def __enter__(self) -> Self:
-        self._scope._open(self._seconds)
+        owner = self._owner = _owner()
+        self._scope._open(self._seconds, None if owner is None else owner.cancel_from_anywhere)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        outcome = self._scope._leave(error)
+        owner = self._owner
+        outcome = self._scope._leave(error, owner is not None and owner.leave(error))
         if outcome is not None:
             _failures, _interruption, is_own_cancellation, was_cut_short = outcome
             if was_cut_short and is_own_cancellation:

@@ -37,6 +37,24 @@ ScopeObject& of_open(core::ListHook& hook) noexcept {
     return *reinterpret_cast<ScopeObject*>(reinterpret_cast<char*>(&hook) - offsetof(ScopeObject, open));
 }
 
+/// Calls `function()` in a virtual thread of its own: who asks may be the hub, on whose stack no Python may run.
+void call_soon(Hub& hub, PyObject* function) noexcept {
+    const auto run = [](VirtualThread&, void* argument) {
+        const Ref called = Ref::steal_or_null(static_cast<PyObject*>(argument));
+        if (!Ref::steal_or_null(PyObject_CallNoArgs(called.ptr()))) {
+            PyErr_WriteUnraisable(called.ptr());
+        }
+    };
+    if (!guarded(false, [&] {
+            hub.spawn({.run = run, .argument = function});
+            return true;
+        })) {
+        PyErr_WriteUnraisable(function);  // no memory for a stack
+    } else {
+        Py_INCREF(function);
+    }
+}
+
 void reach_deadline(core::Timer& timer) noexcept {
     ScopeObject& scope = static_cast<ScopeTimer&>(timer).scope;
     scope.is_timed_out = true;
@@ -67,10 +85,12 @@ PyObject* scope_new(PyTypeObject* type, PyObject*, PyObject*) {
     return self;
 }
 
-/// _open(timeout): the running virtual thread enters.
-PyObject* scope_open(PyObject* self, PyObject* timeout) {
+/// _open(timeout, canceller): the running virtual thread enters, or the asyncio task that it runs, which `canceller()`
+/// cancels; None: no task.
+PyObject* scope_open(PyObject* self, PyObject* const* args, Py_ssize_t) {
     return guarded<PyObject*>(nullptr, [&] {
         ScopeObject& scope = as_scope(self);
+        PyObject* timeout = args[0];
         Hub* hub = Hub::current();
         if (hub == nullptr) {
             cpython::raise(PyExc_RuntimeError, "not in a virtual thread: use gossamer.run() or `gossamer run`");
@@ -90,6 +110,7 @@ PyObject* scope_open(PyObject* self, PyObject* timeout) {
             }
         }
         scope.was_entered = true;
+        scope.canceller = args[1] == Py_None ? nullptr : Py_NewRef(args[1]);
         scope.owner = &owner;
         scope.hub = hub;
         scope.requests_at_entry = owner.cancel_requests;
@@ -167,8 +188,13 @@ PyObject* scope_cancel(PyObject* self, PyObject*) {
         };
         if (scope.hub == Hub::current()) {
             abort_if_open();
-        } else {
-            cpython::while_others_stand(abort_if_open);
+            Py_RETURN_NONE;
+        }
+        const Ref canceller = scope.has_cancelled_owner ? Ref() : cpython::borrow(scope.canceller);
+        scope.has_cancelled_owner |= static_cast<bool>(canceller);  // it is called from here
+        cpython::while_others_stand(abort_if_open);
+        if (canceller) {
+            steal(PyObject_CallNoArgs(canceller.ptr()));
         }
         Py_RETURN_NONE;
     });
@@ -225,12 +251,14 @@ Ref join(Hub& hub, ScopeObject& scope) {
     return interruption;
 }
 
-/// _leave(error): waits for the tasks and closes the scope. Returns None when there is nothing to tell, else (failures,
+/// _leave(error, is_own): waits for the tasks and closes the scope. `is_own`, in a scope of an asyncio task: whether `error`
+/// is the scope's own cancellation. Returns None when there is nothing to tell, else (failures,
 /// among them `error` unless it is a cancellation; what interrupted the wait, or None; whether `error` is the scope's
 /// own cancellation; whether the time was up and something was cancelled for it).
-PyObject* scope_leave(PyObject* self, PyObject* error) {
+PyObject* scope_leave(PyObject* self, PyObject* const* args, Py_ssize_t) {
     return guarded<PyObject*>(nullptr, [&]() -> PyObject* {
         ScopeObject& scope = as_scope(self);
+        PyObject* error = args[0];
         const Ref keep_alive = cpython::borrow(self);
         Hub* hub = Hub::current();
         if (hub == nullptr || (scope.owner == nullptr && !scope.was_entered)) {
@@ -239,8 +267,8 @@ PyObject* scope_leave(PyObject* self, PyObject* error) {
         const bool is_cancellation = error != Py_None && cpython::is_cancelled_error(error);
         const bool is_owner = scope.owner == &hub->running();
         scope.is_joining = true;
-        bool is_own = false;
-        if (scope.has_cancelled_owner && is_owner) {
+        bool is_own = scope.canceller != nullptr && args[1] == Py_True;
+        if (scope.has_cancelled_owner && is_owner && scope.canceller == nullptr) {
             scope.owner->withdraw_scope_cancellation(scope.request_stamp);
             is_own = is_cancellation && scope.owner->cancel_requests <= scope.requests_at_entry;
         }
@@ -281,11 +309,13 @@ PyObject* scope_live_tasks(PyObject* self, void*) { return PyLong_FromSsize_t(as
 int scope_traverse(PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(as_scope(self).failures);
+    Py_VISIT(as_scope(self).canceller);
     return 0;
 }
 
 int scope_clear(PyObject* self) {
     Py_CLEAR(as_scope(self).failures);
+    Py_CLEAR(as_scope(self).canceller);
     return 0;
 }
 
@@ -341,8 +371,8 @@ PyMethodDef methods[] = {
                "    RuntimeError: The scope has been left, or belongs to another OS thread.")},
     {"cancel", scope_cancel, METH_NOARGS,
      PyDoc_STR("cancel($self, /)\n--\n\nCancel every task of the scope, and its body; return at once.")},
-    {"_open", scope_open, METH_O, nullptr},
-    {"_leave", scope_leave, METH_O, nullptr},
+    {"_open", _PyCFunction_CAST(scope_open), METH_FASTCALL, nullptr},
+    {"_leave", _PyCFunction_CAST(scope_leave), METH_FASTCALL, nullptr},
     {}};
 
 PyGetSetDef properties[] = {
@@ -395,7 +425,11 @@ void abort_scope(ScopeObject& scope) noexcept {
     }
     if (scope.owner != nullptr && !scope.is_joining && !scope.has_cancelled_owner) {
         scope.has_cancelled_owner = true;
-        scope.request_stamp = scope.owner->request_scope_cancellation();
+        if (scope.canceller == nullptr) {
+            scope.request_stamp = scope.owner->request_scope_cancellation();
+        } else {
+            call_soon(scope.owner->hub(), scope.canceller);
+        }
     }
 }
 

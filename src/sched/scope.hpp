@@ -30,6 +30,8 @@ struct ScopeObject {
     VirtualThread* owner;  // while it is entered; also null once the owner has ended inside
     const Hub* hub;        // the owner's, once it was entered
     PyObject* failures;    // owned list of exceptions, or null
+    PyObject*
+        canceller;  // owned: cancels the asyncio task that entered it, from any thread; null: a virtual thread did
     PyObject* weak_references;
     Py_ssize_t live_tasks;
     int requests_at_entry;   // the owner's cancel_requests
