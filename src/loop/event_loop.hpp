@@ -7,10 +7,11 @@
 //     _run_once                                                 turns, until the loop is stopped
 //
 // A turn: take what other threads have sent, what the hub was told of descriptors, and the timers that are due; then call
-// what was ready when the turn began; then let the transports that have something to do it. (To call what each of them made
-// ready before the next one reads was measured: an echo server of streams took 6 % more CPU a message.) With nothing ready the virtual thread that runs the loop parks until one of these
-// comes. With something ready the kernel is not asked, but every kTurnsBetweenLooks turns, or when the hub wants attention,
-// the loop lets the hub look and every other ready virtual thread run.
+// what was ready when the turn began; then let the transports that have something to do it. (To call what each of these
+// made ready before the next one reads was measured: an echo server of streams took 6 % more CPU a message.) With nothing
+// ready the virtual thread that runs the loop parks until one of these comes. With something ready the kernel is not
+// asked, but every kTurnsBetweenLooks turns, or when the hub wants attention, the loop lets the hub look and every other
+// ready virtual thread run.
 //
 // A bare reader or writer is level-triggered, as asyncio's is, on a reactor that knows edges alone: one whose callback ran
 // is asked for by poll(2) before the loop waits again.
