@@ -37,11 +37,11 @@ REDIS_PACKAGES = [
 ]
 
 POSTGRES_PACKAGES = [
-    "postgresql-15|postgresql-17|postgresql-18",
+    "postgresql-18|postgresql-17|postgresql-15",
     "libpq5",
-    "libicu72|libicu76|libicu78",
-    "libxml2|libxml2-16",
-    "libldap-2.5-0|libldap2",
+    "libicu78|libicu76|libicu72",
+    "libxml2-16|libxml2",
+    "libldap2|libldap-2.5-0",
     "libsasl2-2",
     "libgssapi-krb5-2",
     "libkrb5-3",
@@ -49,6 +49,11 @@ POSTGRES_PACKAGES = [
     "libkrb5support0",
     "libkeyutils1",
     "libcom-err2",
+    "libcap2",
+    "libgcrypt20",
+    "libgpg-error0",
+    "liblz4-1",
+    "libzstd1",
     "libpam0g",
     "libnuma1",
     "liburing2",

@@ -105,7 +105,9 @@ def test_httpx_shares_a_client(connections, run_program, http_server):
     )
 
     assert {"right": True} == facts
-    assert (connections, CALLS, connections) == peak(http_server)
+    most_at_once, answered, opened = peak(http_server)
+    assert (connections, CALLS) == (most_at_once, answered)
+    assert connections <= opened < CALLS + (connections == CALLS)  # httpcore may replace one that it finds closing
 
 
 def test_urllib_of_the_standard_library(run_program, http_server):
