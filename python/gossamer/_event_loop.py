@@ -146,6 +146,8 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         server: Any = None,
         context: Context | None = None,
     ) -> asyncio.Transport:
+        if not isinstance(sock, socket.socket):  # whatever has a socket's methods is asyncio's own transport's business
+            return super()._make_socket_transport(sock, protocol, waiter, extra=extra, server=server)
         self._ensure_fd_no_transport(sock)
         return SocketTransport(self, sock, protocol, waiter, extra, server, context)
 
