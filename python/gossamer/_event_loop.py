@@ -22,7 +22,7 @@ from asyncio.log import logger
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from gossamer import _core, _run
 from gossamer._blocking import blocking_in_tasks
@@ -146,8 +146,10 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         server: Any = None,
         context: Context | None = None,
     ) -> asyncio.Transport:
-        if not isinstance(sock, socket.socket):  # whatever has a socket's methods is asyncio's own transport's business
-            return super()._make_socket_transport(sock, protocol, waiter, extra=extra, server=server)
+        if not isinstance(cast("object", sock), socket.socket):
+            # Whatever has a socket's methods is the business of asyncio's own transport.
+            make: Callable[..., asyncio.Transport] = super()._make_socket_transport  # type: ignore[misc]
+            return make(sock, protocol, waiter, extra=extra, server=server)
         self._ensure_fd_no_transport(sock)
         return SocketTransport(self, sock, protocol, waiter, extra, server, context)
 
