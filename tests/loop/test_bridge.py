@@ -5,6 +5,7 @@ import asyncio
 import contextvars
 import functools
 import queue
+import sysconfig
 import threading
 import traceback
 
@@ -170,7 +171,10 @@ def test_a_nesting_of_two_hundred(place):
     async def coroutine(depth):
         return depth and 1 + await asyncify(plain)(depth - 1)
 
-    assert 200 == place(functools.partial(plain, 200))
+    # Free-threaded 3.13 specialises nothing, so a crossing takes twice as much of the C stack.
+    depth = 100 if sysconfig.get_config_var("Py_GIL_DISABLED") else 200
+
+    assert depth == place(functools.partial(plain, depth))
 
 
 def test_other_tasks_run_while_one_awaits_in_a_plain_function():
