@@ -42,9 +42,10 @@ class _TaskOwner:
         self._is_over = True
         if not self._has_cancelled:
             return False
+        from asyncio import CancelledError  # a task runs, so it is imported
+
         left = self._task.uncancel()
-        is_cancellation = error is not None and type(error).__name__ == "CancelledError"
-        return is_cancellation and left <= self._requests_at_entry
+        return isinstance(error, CancelledError) and left <= self._requests_at_entry
 
 
 def _owner() -> _TaskOwner | None:
