@@ -466,11 +466,8 @@ PyObject* cancel_thread(PyObject*, PyObject* ident) {
         if (wanted == static_cast<unsigned long>(-1) && PyErr_Occurred()) {
             throw cpython::ErrorSet{};
         }
-        core::IntrusiveList<VirtualThread>& roster = current_hub().roster();
-        for (VirtualThread* thread = roster.front(); thread != nullptr; thread = roster.next_of(*thread)) {
-            if (thread->ident() == wanted) {
-                thread->request_cancellation();
-            }
+        if (VirtualThread* thread = current_hub().find(wanted)) {
+            thread->request_cancellation();
         }
         Py_RETURN_NONE;
     });

@@ -109,7 +109,6 @@ public:
     _PyInterpreterFrame* parked_frame() const noexcept { return frames_.frame(); }
     /// The frame at the bottom, which is no Python function's.
     const _PyInterpreterFrame* stub() const noexcept { return &stub_; }
-    StackBounds bounds() const noexcept { return bounds_; }
 
 private:
 #if PY_VERSION_HEX >= 0x030D0000

@@ -243,6 +243,9 @@ public:
         return is_found;
     }
 
+    /// The live virtual thread of this hub with this identity, or null. Looks at each. Thread: carrier.
+    VirtualThread* find(unsigned long ident) noexcept;
+
     /// What pthread_self() is on the carrier.
     unsigned long os_ident() const noexcept { return tstate_->thread_id; }
 
@@ -384,7 +387,6 @@ private:
     static bool is_someone_awake(PyInterpreterState& interpreter) noexcept;
     static void tell_of_deadlock(const PyInterpreterState& interpreter) noexcept;
     bool has_found_deadlock();
-    VirtualThread* find(unsigned long ident) noexcept;
     Wake wake_reason(VirtualThread& self, Cancellable cancellable);  // runs Python: see wait_for_work
 
     static std::atomic<unsigned long> main_thread_ident_;
