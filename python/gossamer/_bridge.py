@@ -12,7 +12,6 @@ Where a plain function awaits decides who runs the awaitable:
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import inspect
 import threading
@@ -31,7 +30,9 @@ from types import TracebackType
 from typing import Any, overload
 
 from gossamer import _blocking, _core, _nested_run
+from gossamer._contexts import lent_context
 from gossamer._event_loop import EventLoop, new_event_loop
+from gossamer._scope import shield
 
 __all__ = ["asyncify", "await_", "syncify"]
 
@@ -71,11 +72,8 @@ def _await_outside(awaitable: Any) -> Any:
         return _beside(running, lambda: _run(coroutine))
     if _core.is_virtual():
         return _wait_for_task(coroutine, _loop_for_hub())
-    context = contextvars.copy_context()
-    try:
+    with lent_context() as context:
         return _thread_loop.runner.run(coroutine, context=context)
-    finally:
-        _adopt_variables(context)
 
 
 async def _as_coroutine[T](awaitable: Awaitable[T]) -> T:
@@ -83,12 +81,8 @@ async def _as_coroutine[T](awaitable: Awaitable[T]) -> T:
 
 
 def _run[T](coroutine: Coroutine[Any, Any, T]) -> T:
-    context = contextvars.copy_context()
-    try:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            return runner.run(coroutine, context=context)
-    finally:
-        _adopt_variables(context)
+    with lent_context() as context, asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(coroutine, context=context)
 
 
 def _wait_for_future[T](future: asyncio.Future[T], loop: asyncio.AbstractEventLoop) -> T:
@@ -105,43 +99,29 @@ def _wait_for_future[T](future: asyncio.Future[T], loop: asyncio.AbstractEventLo
 
 def _wait_for_task[T](coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
     """Run ``coroutine`` as a task of a loop that runs elsewhere, in the caller's context, and wait for its end."""
-    context = contextvars.copy_context()
     tasks: list[asyncio.Task[T]] = []
     ended = threading.Event()
-
-    def start() -> None:
-        task = loop.create_task(coroutine, context=context)
-        task.add_done_callback(lambda _task: ended.set())
-        tasks.append(task)
-
-    loop.call_soon_threadsafe(start)
     is_cancelled = False
-    while not ended.is_set():
-        try:
-            ended.wait()
-        except asyncio.CancelledError:  # its clean-up may take its time
-            is_cancelled = True
-            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
-    try:
-        result = tasks[0].result()
-    except asyncio.CancelledError:
-        if is_cancelled:
-            _core.raise_cancellation_again()
-        raise
-    finally:
-        _adopt_variables(context)
-    return result
+    with lent_context() as context:
 
+        def start() -> None:
+            task = loop.create_task(coroutine, context=context)
+            task.add_done_callback(lambda _task: ended.set())
+            tasks.append(task)
 
-def _adopt_variables(context: contextvars.Context) -> None:
-    """Set here what was set in a copy of this context."""
-    for variable, value in context.items():
+        loop.call_soon_threadsafe(start)
+        while not ended.is_set():
+            try:
+                ended.wait()
+            except asyncio.CancelledError:  # its clean-up may take its time
+                is_cancelled = True
+                loop.call_soon_threadsafe(lambda: tasks[0].cancel())
         try:
-            if variable.get() is value:
-                continue
-        except LookupError:
-            pass  # not set here yet
-        variable.set(value)
+            return tasks[0].result()
+        except asyncio.CancelledError:
+            if is_cancelled:
+                _core.raise_cancellation_again()
+            raise
 
 
 class _Lifetime:
@@ -175,15 +155,9 @@ def _keep_running(ident: int, loop: EventLoop) -> None:
         loop.run_forever()
     finally:
         del _loop_of_hub[ident]
-        with _shielded():
+        with shield():
             _cancel_all_tasks(loop)
             loop.close()
-
-
-def _shielded() -> AbstractContextManager[Any]:
-    from gossamer._scope import shield
-
-    return shield()
 
 
 def _cancel_all_tasks(loop: EventLoop) -> None:
@@ -208,15 +182,13 @@ def _beside[T](running: asyncio.AbstractEventLoop, function: Callable[[], T]) ->
         finally:
             asyncio._set_running_loop(running)
             asyncio.tasks._swap_current_task(running, outer)  # type: ignore[attr-defined]
-    context = contextvars.copy_context()
-    task: _core.Task[T] = _core.spawn(context.run, function)
-    try:
-        return task.result()
-    except asyncio.CancelledError:
-        task.cancel()
-        raise
-    finally:
-        _adopt_variables(context)
+    with lent_context() as context:
+        task: _core.Task[T] = _core.spawn(context.run, function)
+        try:
+            return task.result()
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
 
 
 def run_nested(

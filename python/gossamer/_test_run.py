@@ -18,15 +18,13 @@ import threading
 import traceback
 import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
-from gossamer import _core, _run
+from gossamer import _core, _run, testing
+from gossamer._contexts import adopt_variables, lent_context
 from gossamer._dump import snapshot
 from gossamer._event_loop import new_event_loop
-
-if TYPE_CHECKING:
-    from gossamer._event_loop import EventLoop
 
 GRACE = 5.0  # seconds that virtual threads which a test left behind get to clean up
 
@@ -64,22 +62,14 @@ class Environment:
         if runner is not None:
             runner.close()
 
-    @property
-    def loop(self) -> EventLoop | None:
-        """The loop, if one was made."""
-        return None if self._runner is None else self._runner.get_loop()  # type: ignore[return-value]
-
     def tasks(self) -> set[asyncio.Task[Any]]:
         """The loop's tasks that have not ended."""
         return set() if self._runner is None else asyncio.all_tasks(self._runner.get_loop())
 
     def run_coroutine[T](self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run ``coroutine`` on the loop; the context variables that it set are set afterwards."""
-        context = contextvars.copy_context()
-        try:
+        with lent_context() as context:
             return self.runner().run(coroutine, context=context)
-        finally:
-            _adopt_variables(context)
 
     def run_generator(self, generator: AsyncGenerator[Any]) -> Generator[Any]:
         """Run an async generator that yields once, in one task from its beginning to its end."""
@@ -108,13 +98,13 @@ class Environment:
 
         task = loop.create_task(drive(), context=context)
         result = self.run_coroutine(wait_for(value))
-        _adopt_variables(context)
+        adopt_variables(context)
         yield result
         for variable, setting in contextvars.copy_context().items():
             context.run(variable.set, setting)  # what the test has set
         may_end.set()
         self.run_coroutine(wait_for(task))
-        _adopt_variables(context)
+        adopt_variables(context)
 
     def run_plain[T](self, function: Callable[[], T]) -> T:
         """Call ``function`` in this virtual thread; meanwhile the loop runs in another one, if it has tasks."""
@@ -143,7 +133,17 @@ class Environment:
         self.losses.append(text)
 
     @contextmanager
-    def noting_losses(self) -> Iterator[None]:
+    def test(self, *, clock: str, seed: int | None) -> Iterator[Watch]:
+        """Run one test in the block: on the clock that it wants, in an order of the seed's if it has one."""
+        with ExitStack() as stack:
+            stack.enter_context(self._noting_losses())
+            if clock == "virtual":
+                stack.enter_context(testing.virtual_clock())
+            stack.enter_context(_in_order_of(seed))
+            yield Watch(self)
+
+    @contextmanager
+    def _noting_losses(self) -> Iterator[None]:
         """Take what nobody else takes: exceptions of threads and coroutines that are never awaited."""
         hook, warn = threading.excepthook, warnings._warn_unawaited_coroutine  # type: ignore[attr-defined]
         threading.excepthook = self._note_thread_error
@@ -169,16 +169,6 @@ class Environment:
             except RuntimeWarning as error:  # the program's filters turn it into one
                 self.losses.append(str(error))
         self.losses += [str(warning.message) for warning in shown]
-
-
-def _adopt_variables(context: contextvars.Context) -> None:
-    for variable, value in context.items():
-        try:
-            if variable.get() is value:
-                continue
-        except LookupError:
-            pass  # not set here yet
-        variable.set(value)
 
 
 class Watch:
@@ -253,7 +243,7 @@ def _describe_task(task: asyncio.Task[Any]) -> str:
 
 
 @contextmanager
-def in_order_of(seed: int | None) -> Iterator[None]:
+def _in_order_of(seed: int | None) -> Iterator[None]:
     """Run ready threads in an order of the seed's; None: in the usual one. A failure names the seed."""
     if seed is None:
         yield
@@ -265,4 +255,4 @@ def in_order_of(seed: int | None) -> Iterator[None]:
         _core.shuffle(None)
 
 
-__all__ = ["Environment", "Watch", "in_order_of"]
+__all__ = ["Environment", "Watch"]

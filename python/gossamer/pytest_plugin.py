@@ -21,7 +21,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Generator
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -55,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for setting, choices in (("gossamer_mode", ("auto", "marked")), ("gossamer_clock", ("real", "virtual"))):
         if config.getini(setting) not in choices:
             raise pytest.UsageError(f"{setting} = {config.getini(setting)}: one of {', '.join(choices)} is expected")
-    config.pluginmanager.register(_Plugin(config), "gossamer-runner")
+    config.pluginmanager.register(_Plugin(), "gossamer-runner")
 
 
 class _Settings:
@@ -93,7 +92,7 @@ def _is_ours(item: pytest.Item) -> bool:
 class _Plugin:
     """The hub that tests run in, for as long as one needs it."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self) -> None:
         self._environment: Environment | None = None
         self._wide_fixtures = 0  # that are set up and need the hub beyond one test
         self._watch: Watch | None = None
@@ -127,19 +126,14 @@ class _Plugin:
     def _run_once(
         self, item: pytest.Function, nextitem: Any, settings: _Settings, seed: int | None
     ) -> list[pytest.TestReport]:
-        from gossamer import _test_run, testing
+        from gossamer import _test_run
 
         environment = self._environment
         if environment is None:
             environment = self._environment = _test_run.Environment()
             environment.enter()
         try:
-            with ExitStack() as stack:
-                stack.enter_context(environment.noting_losses())
-                if settings.clock == "virtual":
-                    stack.enter_context(testing.virtual_clock())
-                stack.enter_context(_test_run.in_order_of(seed))
-                self._watch = _test_run.Watch(environment)
+            with environment.test(clock=settings.clock, seed=seed) as self._watch:
                 return runtestprotocol(item, nextitem=nextitem, log=False)
         finally:
             self._watch = None

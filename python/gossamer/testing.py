@@ -19,7 +19,7 @@ import sys
 import time
 import unittest
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from gossamer import _core, _run
@@ -72,6 +72,12 @@ def settle() -> None:
         _core.checkpoint()
 
 
+def _chosen(seeds: int | Iterable[int]) -> Iterable[int]:
+    """The seeds to run: those that the test asks for, or the one in the environment."""
+    only = os.environ.get("GOSSAMER_SEED")
+    return [int(only)] if only else range(seeds) if isinstance(seeds, int) else seeds
+
+
 def explore(test: Callable[[], Any], /, *, seeds: int | Iterable[int] = 100) -> None:
     """Run ``test`` once a seed, each time in a `gossamer.run` of its own whose ready threads run in an order of the
     seed's.
@@ -86,14 +92,12 @@ def explore(test: Callable[[], Any], /, *, seeds: int | Iterable[int] = 100) -> 
     Raises:
         Exception: What the first run that failed raised, with a note that names its seed; the seed is printed too.
     """
-    only = os.environ.get("GOSSAMER_SEED")
-    chosen = [int(only)] if only else range(seeds) if isinstance(seeds, int) else seeds
 
     def run_with(seed: int) -> None:
         _core.shuffle(seed)
         test()
 
-    for seed in chosen:
+    for seed in _chosen(seeds):
         try:
             _run.run(run_with, seed)
         except BaseException as error:
@@ -120,12 +124,11 @@ class TestCase(unittest.IsolatedAsyncioTestCase):
 
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
         """Run the test, once or once a seed."""
-        only = os.environ.get("GOSSAMER_SEED")
         if self.seeds is None:
             return self._run_with(None, result)
         if result is None:
             raise TypeError("a test with seeds needs a result to report to")
-        for seed in [int(only)] if only else range(self.seeds):
+        for seed in _chosen(self.seeds):
             before = len(result.failures) + len(result.errors)
             self._run_with(seed, result)
             if len(result.failures) + len(result.errors) > before:
@@ -139,11 +142,7 @@ class TestCase(unittest.IsolatedAsyncioTestCase):
         self._environment = environment = _test_run.Environment()
         environment.enter()
         try:
-            with environment.noting_losses(), ExitStack() as stack:
-                if self.clock == "virtual":
-                    stack.enter_context(virtual_clock())
-                stack.enter_context(_test_run.in_order_of(seed))
-                self._watch = _test_run.Watch(environment)
+            with environment.test(clock=self.clock, seed=seed) as self._watch:
                 self.addCleanup(self._fail_for_what_is_left)
                 return super().run(result)
         finally:
