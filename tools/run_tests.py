@@ -177,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--only: no such job: {', '.join(sorted(unknown))}; there are {', '.join(jobs)}")
     rows = run_jobs({name: jobs[name] for name in names}, steps)
     print_table(rows)
+    print("", *steps.failures(), sep="\n")  # again, since whoever reads only the end should know them
     total = sum((row.counts for row in rows), Counts())
     print(f"\n{total}")
     return 1 if total.failed or not total.passed else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 TAIL_LINES = 40
+TELLING = re.compile(r"FAIL|ERROR|Error\b|killed: ")
+MOST_TELLING = 12  # lines of a step in the summary
 GRACE_SECONDS = 5.0
 
 
@@ -34,6 +37,7 @@ class Steps:
         self._lock = threading.Lock()
         self._live: set[subprocess.Popen[bytes]] = set()  # under _lock
         self._is_stopping = False  # under _lock
+        self._failures: list[str] = []  # under _lock; one text a step
         logs.mkdir(parents=True, exist_ok=True)
 
     def say(self, text: str) -> None:
@@ -86,6 +90,11 @@ class Steps:
                 return
         raise StepFailed(f"{job}: {step}")
 
+    def failures(self) -> list[str]:
+        """Returns what is to be said at the end of each step that failed: the lines of its output that tell most."""
+        with self._lock:
+            return list(self._failures)
+
     def stop(self) -> None:
         """Kills what runs, and lets nothing more start."""
         with self._lock:
@@ -122,6 +131,9 @@ class Steps:
 
     def _show_failure(self, headline: str, log: Path) -> None:
         tail = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+        telling = [line for line in tail if TELLING.search(line)][-MOST_TELLING:] or tail[-1:]
+        with self._lock:
+            self._failures.append("\n".join([headline, *(f"    {line}" for line in telling)]))
         self.say("\n".join([headline, *(f"    | {line}" for line in tail), f"    {log}"]))
 
 

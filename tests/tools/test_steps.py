@@ -40,6 +40,16 @@ def test_the_end_of_a_failed_steps_output_is_shown(steps: Steps, capsys: pytest.
     assert "aaa\nwhy it failed\n" == steps.log("job", "step").read_text()
 
 
+def test_the_lines_that_tell_why_steps_failed_are_kept_for_the_end(steps: Steps):
+    steps.run("job", "good", python("print('FAILED, it says')"), seconds=60)
+    steps.run("job", "bad", python("print('hint'); print('FAILED test_a - assert'); raise SystemExit(3)"), seconds=60)
+
+    [failure] = steps.failures()
+
+    assert failure.startswith("job: bad FAILED with exit code 3")
+    assert failure.endswith("\n    FAILED test_a - assert")
+
+
 def test_a_step_has_no_standard_input(steps: Steps):
     assert 0 == steps.run("job", "step", python("import sys; assert sys.stdin.read() == ''"), seconds=60)
 
