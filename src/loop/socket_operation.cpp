@@ -4,7 +4,6 @@
 #include "loop/socket_operation.hpp"
 
 #include <cerrno>
-#include <new>
 #include <optional>
 #include <sys/socket.h>
 #include <utility>
@@ -13,6 +12,7 @@
 #include "cpython/error.hpp"
 #include "cpython/ref.hpp"
 #include "cpython/socket_object.hpp"
+#include "loop/awaited_operation.hpp"
 #include "loop/event_loop.hpp"
 
 namespace gossamer::loop {
@@ -26,8 +26,6 @@ using cpython::words_of_socket;
 namespace {
 
 enum class Kind : std::uint8_t { kRecv, kRecvInto, kSendAll };
-enum class State : std::uint8_t { kNew, kWaiting, kOver };
-
 constexpr const char* kNames[] = {"EventLoop.sock_recv", "EventLoop.sock_recv_into", "EventLoop.sock_sendall"};
 
 class SocketOperation final : private core::Wakeable {
@@ -47,9 +45,6 @@ public:
 
     /// Goes on: the result, or null and what to wait for in `waits_for`. Throws ErrorSet.
     Ref advance(Ref& waits_for) {
-        if (state_ == State::kOver) {
-            cpython::raise(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
-        }
         stop_waiting();
         try {
             if (Ref result = attempt()) {
@@ -67,13 +62,13 @@ public:
     /// The awaiting side gives up.
     void end() noexcept {
         stop_waiting();
-        state_ = State::kOver;
+        state_ = OperationState::kOver;
         if (view_.obj != nullptr) {
             PyBuffer_Release(&view_);
         }
     }
 
-    State state() const noexcept { return state_; }
+    OperationState state() const noexcept { return state_; }
     const char* name() const noexcept { return kNames[static_cast<std::size_t>(kind_)]; }
 
     int traverse(visitproc visit, void* arg) {
@@ -201,7 +196,7 @@ private:
         }
         reactor_ = &reactor;
         loop_.add_operation(wait_);
-        state_ = State::kWaiting;
+        state_ = OperationState::kWaiting;
         future_ = cpython::borrow(future.ptr());
         return future;
     }
@@ -256,7 +251,7 @@ private:
     }
 
     const Kind kind_;
-    State state_ = State::kNew;
+    OperationState state_ = OperationState::kNew;
     EventLoop& loop_;
     const Ref loop_object_;
     const Ref socket_;
@@ -270,149 +265,13 @@ private:
     Ref future_;
 };
 
-struct SocketOperationObject {
-    PyObject ob_base;
-    alignas(SocketOperation) std::byte memory[sizeof(SocketOperation)];
-};
-
-SocketOperation& operation_of(PyObject* self) noexcept {
-    // Safety: make() has put one there.
-    return *std::launder(reinterpret_cast<SocketOperation*>(reinterpret_cast<SocketOperationObject*>(self)->memory));
-}
+using Operation = AwaitedOperation<SocketOperation>;
 
 /// A new operation; `prepare(operation)` checks and keeps its arguments. Throws ErrorSet.
 template <typename Prepare>
 PyObject* make(Kind kind, PyObject* loop, PyObject* socket, Prepare prepare) {
-    PyTypeObject* type = loop_of(loop).parts().socket_operation_type;
-    auto* self = PyObject_GC_New(SocketOperationObject, type);
-    if (self == nullptr) {
-        throw cpython::ErrorSet{};
-    }
-    auto* operation = new (self->memory) SocketOperation(kind, loop, socket);
-    Ref object = Ref::steal_or_null(&self->ob_base);
-    try {
-        prepare(*operation);
-    } catch (const cpython::ErrorSet&) {
-        operation->end();  // it was never awaited, and nobody needs to know
-        throw;
-    }
-    PyObject_GC_Track(object.ptr());
-    return object.release();
+    return Operation::make(loop_of(loop).parts().socket_operation_type, prepare, kind, loop, socket);
 }
-
-PySendResult send(PyObject* self, PyObject*, PyObject** result) {
-    *result = nullptr;
-    return guarded(PYGEN_ERROR, [&] {
-        Ref waits_for;
-        Ref value = operation_of(self).advance(waits_for);
-        *result = value ? value.release() : waits_for.release();
-        return waits_for || operation_of(self).state() == State::kWaiting ? PYGEN_NEXT : PYGEN_RETURN;
-    });
-}
-
-/// StopIteration(value), as a generator ends.
-void set_stop_iteration(PyObject* value) {
-    PyObject* error = PyObject_CallOneArg(PyExc_StopIteration, value);
-    if (error != nullptr) {
-        PyErr_SetRaisedException(error);
-    }
-}
-
-PyObject* next(PyObject* self) {
-    PyObject* result = nullptr;
-    if (send(self, nullptr, &result) == PYGEN_RETURN) {
-        set_stop_iteration(result);
-        Py_CLEAR(result);
-    }
-    return result;
-}
-
-PyObject* send_method(PyObject* self, PyObject*) { return next(self); }
-
-/// throw(type_or_value, value=None, traceback=None)
-PyObject* throw_method(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-    return guarded<PyObject*>(nullptr, [&]() -> PyObject* {
-        if (count < 1 || count > 3) {
-            cpython::raise(PyExc_TypeError, "throw() takes 1 to 3 arguments");
-        }
-        operation_of(self).end();
-        if (PyExceptionInstance_Check(args[0])) {
-            PyErr_SetRaisedException(Py_NewRef(args[0]));
-        } else if (PyExceptionClass_Check(args[0])) {
-            PyErr_SetObject(args[0], count > 1 ? args[1] : nullptr);
-        } else {
-            cpython::raise(PyExc_TypeError,
-                           "exceptions must be classes or instances deriving from BaseException, not %s",
-                           Py_TYPE(args[0])->tp_name);
-        }
-        throw cpython::ErrorSet{};
-    });
-}
-
-PyObject* close_method(PyObject* self, PyObject*) {
-    operation_of(self).end();
-    Py_RETURN_NONE;
-}
-
-PyObject* get_name(PyObject* self, void*) { return PyUnicode_FromString(operation_of(self).name()); }
-
-void finalize(PyObject* self) {
-    if (operation_of(self).state() != State::kNew) {
-        return;
-    }
-    PyObject* pending = PyErr_GetRaisedException();
-    if (PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "coroutine '%s' was never awaited", operation_of(self).name()) < 0) {
-        PyErr_WriteUnraisable(self);
-    }
-    PyErr_SetRaisedException(pending);
-}
-
-void dealloc(PyObject* self) {
-    PyTypeObject* type = Py_TYPE(self);
-    if (PyObject_CallFinalizerFromDealloc(self) < 0) {
-        return;
-    }
-    PyObject_GC_UnTrack(self);
-    operation_of(self).~SocketOperation();
-    PyObject_GC_Del(self);
-    Py_DECREF(type);
-}
-
-int traverse(PyObject* self, visitproc visit, void* arg) {
-    Py_VISIT(Py_TYPE(self));
-    return operation_of(self).traverse(visit, arg);
-}
-
-int clear(PyObject* self) {
-    operation_of(self).end();
-    return 0;
-}
-
-PyMethodDef methods[] = {{"send", send_method, METH_O, nullptr},
-                         {"throw", _PyCFunction_CAST(throw_method), METH_FASTCALL, nullptr},
-                         {"close", close_method, METH_NOARGS, nullptr},
-                         {}};
-
-PyGetSetDef properties[] = {
-    {"__name__", get_name, nullptr, nullptr, nullptr}, {"__qualname__", get_name, nullptr, nullptr, nullptr}, {}};
-
-PyObject* itself(PyObject* self) { return Py_NewRef(self); }
-
-PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(dealloc)},
-                       {Py_tp_finalize, reinterpret_cast<void*>(finalize)},
-                       {Py_tp_traverse, reinterpret_cast<void*>(traverse)},
-                       {Py_tp_clear, reinterpret_cast<void*>(clear)},
-                       {Py_tp_iter, reinterpret_cast<void*>(itself)},
-                       {Py_tp_iternext, reinterpret_cast<void*>(next)},
-                       {Py_am_await, reinterpret_cast<void*>(itself)},
-                       {Py_am_send, reinterpret_cast<void*>(send)},
-                       {Py_tp_methods, methods},
-                       {Py_tp_getset, properties},
-                       {0, nullptr}};
-
-PyType_Spec spec = {
-    "gossamer._core.SocketOperation", sizeof(SocketOperationObject), 0,
-    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
 
 /// Whether the usual case: everything else is asyncio's own method's.
 bool is_usual(PyObject* loop, PyObject* const* args, Py_ssize_t count) noexcept {
@@ -434,7 +293,7 @@ PyObject* call_asyncio(const char* name, PyObject* loop, PyObject* const* args, 
 }  // namespace
 
 PyTypeObject* create_socket_operation_type(PyObject* module) {
-    return reinterpret_cast<PyTypeObject*>(steal(PyType_FromModuleAndSpec(module, &spec, nullptr)).release());
+    return Operation::create_type(module, "gossamer._core.SocketOperation");
 }
 
 PyObject* sock_recv(PyObject* loop, PyObject* const* args, Py_ssize_t count) {
