@@ -12,6 +12,7 @@ Where a plain function awaits decides who runs the awaitable:
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import threading
@@ -25,7 +26,7 @@ from collections.abc import (
     Generator,
     Iterator,
 )
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, overload
 
@@ -68,11 +69,11 @@ def _await_outside(awaitable: Any) -> Any:
             raise RuntimeError(f"this {awaitable_name} belongs to the running loop, whose callback cannot wait for it")
         return _wait_for_future(awaitable, loop)
     coroutine = awaitable if inspect.iscoroutine(awaitable) else _as_coroutine(awaitable)
-    if running is not None:
-        return _beside(running, lambda: _run(coroutine))
-    if _core.is_virtual():
-        return _wait_for_task(coroutine, _loop_for_hub())
     with lent_context() as context:
+        if running is not None:
+            return _beside(running, lambda: _run(coroutine, context))
+        if _core.is_virtual():
+            return _wait_for_task(coroutine, context, _loop_for_hub())
         return _thread_loop.runner.run(coroutine, context=context)
 
 
@@ -80,8 +81,8 @@ async def _as_coroutine[T](awaitable: Awaitable[T]) -> T:
     return await awaitable
 
 
-def _run[T](coroutine: Coroutine[Any, Any, T]) -> T:
-    with lent_context() as context, asyncio.Runner(loop_factory=new_event_loop) as runner:
+def _run[T](coroutine: Coroutine[Any, Any, T], context: contextvars.Context) -> T:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(coroutine, context=context)
 
 
@@ -97,31 +98,46 @@ def _wait_for_future[T](future: asyncio.Future[T], loop: asyncio.AbstractEventLo
     return future.result()
 
 
-def _wait_for_task[T](coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
-    """Run ``coroutine`` as a task of a loop that runs elsewhere, in the caller's context, and wait for its end."""
+def _wait_for_task[T](
+    coroutine: Coroutine[Any, Any, T], context: contextvars.Context, loop: asyncio.AbstractEventLoop
+) -> T:
+    """Run ``coroutine`` as a task of a loop that runs elsewhere, and wait for its end."""
     tasks: list[asyncio.Task[T]] = []
     ended = threading.Event()
-    is_cancelled = False
-    with lent_context() as context:
 
-        def start() -> None:
-            task = loop.create_task(coroutine, context=context)
-            task.add_done_callback(lambda _task: ended.set())
-            tasks.append(task)
+    def start() -> None:
+        task = loop.create_task(coroutine, context=context)
+        task.add_done_callback(lambda _task: ended.set())
+        tasks.append(task)
 
-        loop.call_soon_threadsafe(start)
-        while not ended.is_set():
-            try:
-                ended.wait()
-            except asyncio.CancelledError:  # its clean-up may take its time
-                is_cancelled = True
-                loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+    loop.call_soon_threadsafe(start)
+    with _waiting_for(ended, lambda: loop.call_soon_threadsafe(lambda: tasks[0].cancel())):
+        return tasks[0].result()
+
+
+@contextmanager
+def _waiting_for(ended: threading.Event, cancel: Callable[[], object]) -> Iterator[None]:
+    """Wait for ``ended``, in any case: what interrupts the wait cancels what is waited for, which may clean up.
+
+    The block takes the result, which decides about a cancellation; any other interruption is raised after it.
+    """
+    interruption: BaseException | None = None
+    while not ended.is_set():
         try:
-            return tasks[0].result()
-        except asyncio.CancelledError:
-            if is_cancelled:
-                _core.raise_cancellation_again()
+            ended.wait()
+        except BaseException as error:  # noqa: BLE001 - raised below
+            interruption = error
+            cancel()
+    is_cancelled = isinstance(interruption, asyncio.CancelledError)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if is_cancelled:
+            _core.raise_cancellation_again()
+        if interruption is None or is_cancelled:
             raise
+    if interruption is not None and not is_cancelled:
+        raise interruption
 
 
 class _Lifetime:
@@ -182,13 +198,11 @@ def _beside[T](running: asyncio.AbstractEventLoop, function: Callable[[], T]) ->
         finally:
             asyncio._set_running_loop(running)
             asyncio.tasks._swap_current_task(running, outer)  # type: ignore[attr-defined]
-    with lent_context() as context:
-        task: _core.Task[T] = _core.spawn(context.run, function)
-        try:
-            return task.result()
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
+    task: _core.Task[T] = _core.spawn(function)
+    ended = threading.Event()
+    task._on_end(lambda _task: ended.set())
+    with _waiting_for(ended, task.cancel):
+        return task.result()
 
 
 def run_nested(

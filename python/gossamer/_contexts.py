@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Context variables across a crossing: code that runs elsewhere gets a copy, and what it sets comes back."""
+"""Context variables across a crossing: code that runs elsewhere while its caller waits runs in the caller's context."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import contextvars
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from gossamer import _core
+
 
 @contextmanager
 def lent_context() -> Iterator[contextvars.Context]:
-    """Lend a copy of this context to code that runs elsewhere; what it set there is set here afterwards."""
-    context = contextvars.copy_context()
+    """Lend this very context to code that runs elsewhere meanwhile, so that tokens made here are good there."""
+    context, was_entered = _core.lend_context()
     try:
         yield context
     finally:
-        adopt_variables(context)
+        _core.take_context_back(context, was_entered)
 
 
 def adopt_variables(context: contextvars.Context) -> None:

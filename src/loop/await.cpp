@@ -80,4 +80,27 @@ PyObject* await_in_task(PyObject*, PyObject* const* args, Py_ssize_t) {
 
 PyObject* can_await_in_task(PyObject*, PyObject*) { return PyBool_FromLong(step_of_task() != nullptr); }
 
+PyObject* lend_context(PyObject*, PyObject*) {
+    PyThreadState* tstate = PyThreadState_Get();
+    if (tstate->context == nullptr) {
+        tstate->context = PyContext_New();
+        if (tstate->context == nullptr) {
+            return nullptr;
+        }
+        ++tstate->context_ver;
+    }
+    const Ref context = cpython::borrow(tstate->context);
+    // What a thread begins with is nowhere entered, and so can be entered elsewhere as it is.
+    const bool was_entered = PyContext_Exit(context.ptr()) == 0;
+    PyErr_Clear();
+    return Py_BuildValue("(OO)", context.ptr(), was_entered ? Py_True : Py_False);
+}
+
+PyObject* take_context_back(PyObject*, PyObject* const* args, Py_ssize_t) {
+    if (args[1] == Py_True && PyContext_Enter(args[0]) < 0) {
+        return nullptr;
+    }
+    Py_RETURN_NONE;
+}
+
 }  // namespace gossamer::loop

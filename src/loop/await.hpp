@@ -14,4 +14,11 @@ PyObject* await_in_task(PyObject* module, PyObject* const* args, Py_ssize_t coun
 /// can_await_in_task(): whether the caller runs in such a task.
 PyObject* can_await_in_task(PyObject* module, PyObject*);
 
+/// lend_context(): the caller's own contextvars.Context, left if it was entered, so that other code can run in it while the
+/// caller waits; and whether it was entered.
+PyObject* lend_context(PyObject* module, PyObject*);
+
+/// take_context_back(context, was_entered): the end of that. RuntimeError: other code still runs in it.
+PyObject* take_context_back(PyObject* module, PyObject* const* args, Py_ssize_t count);
+
 }  // namespace gossamer::loop

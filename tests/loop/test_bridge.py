@@ -5,6 +5,7 @@ import asyncio
 import contextvars
 import functools
 import queue
+import signal
 import sysconfig
 import threading
 import traceback
@@ -245,6 +246,59 @@ def test_a_cancelled_virtual_thread_cancels_what_it_awaits():
 
     assert gs.run(main)
     assert ["cleaned up"] == seen
+
+
+def test_an_interrupt_cancels_what_is_awaited_and_is_raised():
+    seen = []
+
+    async def wait():
+        signal.raise_signal(signal.SIGINT)
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0)
+            seen.append("cleaned up")
+
+    def main():
+        with pytest.raises(KeyboardInterrupt):
+            await_(wait())
+
+    gs.run(main)
+
+    assert ["cleaned up"] == seen
+
+
+def test_a_cancelled_virtual_thread_in_a_callback_waits_for_the_end_of_what_it_awaits():
+    seen = []
+
+    async def wait():
+        seen.append("began")
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0)
+            seen.append("cleaned up")
+
+    def main():
+        loop = asyncio.new_event_loop()
+
+        def call():
+            with pytest.raises(asyncio.CancelledError):
+                await_(wait())
+            seen.append("cancelled")
+            loop.stop()
+
+        loop.call_soon(call)
+        with gs.scope() as scope:
+            task = scope.spawn(loop.run_forever)
+            while not seen:
+                gs.checkpoint()
+            task.cancel()
+        loop.close()
+
+    gs.run(main)
+
+    assert ["began", "cleaned up", "cancelled"] == seen
 
 
 def test_a_future_of_another_loop_is_waited_for():

@@ -116,9 +116,6 @@ async def test_one_plain_function_waits_for_what_another_sets():
     await setting
 
 
-def set_in_child(event):
-    event.set()
-
 
 def test_a_plain_function_waits_for_another_process():
     """Pull request #282: the event was one of multiprocessing's."""
@@ -413,6 +410,48 @@ async def test_a_token_crosses_into_an_awaited_coroutine_and_back():
     VARIABLE.reset(token)
 
     assert "outside" == VARIABLE.get()
+
+
+async def reset_below(token):
+    await asyncio.sleep(0)
+    VARIABLE.reset(token)
+    return VARIABLE.set("from below")
+
+
+def reset_elsewhere():
+    """Awaits where no task is: a loop elsewhere runs the coroutine."""
+    token = await_(reset_below(VARIABLE.set("plain")))
+    seen = VARIABLE.get()
+    VARIABLE.reset(token)
+    return seen, VARIABLE.get()
+
+
+def in_a_callback(function):
+    async def main():
+        answer = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(lambda: answer.set_result(function()))
+        return await answer
+
+    return gs.run(main)
+
+
+def in_a_context_of_its_own(function):
+    return gs.run(lambda: contextvars.Context().run(function))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        gs.run,
+        in_a_callback,
+        in_a_context_of_its_own,
+        lambda function: function(),
+        lambda function: contextvars.copy_context().run(function),
+    ],
+)
+def test_a_token_crosses_to_a_loop_elsewhere_and_back(place):
+    """#534: outside of a task too, the coroutine runs in its caller's own context."""
+    assert ("from below", "outside") == place(reset_elsewhere)
 
 
 @from_everywhere
