@@ -36,7 +36,7 @@ DEBOOTSTRAP_SCRIPT = Path("/usr/share/debootstrap/scripts/sid")  # for releases 
 # What the project builds and tests with, whatever the interpreter; most `-dev` packages are for CPython from source.
 BASE_PACKAGES = (
     *("ca-certificates", "cmake", "g++", "git", "make", "ninja-build", "pkg-config", "procps", "tzdata", "xz-utils"),
-    *("libbenchmark-dev", "libgmock-dev", "libgtest-dev", "redis-server"),
+    *("libbenchmark-dev", "libgmock-dev", "libgtest-dev", "libpq5", "redis-server"),
     *("libbz2-dev", "libffi-dev", "libgdbm-compat-dev", "libgdbm-dev", "liblzma-dev", "libncurses-dev"),
     *("libreadline-dev", "libsqlite3-dev", "libssl-dev", "uuid-dev", "zlib1g-dev"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import pwd
 import resource
 import shutil
@@ -161,7 +162,8 @@ def unpacked(wanted: str, packages: list[str]) -> Path:
     """The folder that has ``wanted``: the system's root, or where Debian's packages are unpacked for us."""
     if any(Path("/").glob(wanted)):
         return Path("/")
-    folder = ROOT / "build" / "deb"
+    # A Debian folder shares the repository with the host, and the packages of one release do not run on the other.
+    folder = ROOT / "build" / f"deb-{platform.freedesktop_os_release()['VERSION_CODENAME']}"
     if not any(folder.glob(wanted)):
         unpack = [sys.executable, str(ROOT / "tools" / "deb.py"), "unpack", str(folder), *packages]
         subprocess.run(unpack, check=True, capture_output=True)
