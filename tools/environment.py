@@ -83,6 +83,20 @@ class Environment:
             steps.must(self.name, "build", install, seconds=COMPILE_SECONDS)
             self._has_gossamer = True
 
+    def take_gossamer(self, other: Environment, steps: Steps) -> None:
+        """Makes the environment, and has it use the Gossamer of ``other``, which is of the same interpreter.
+
+        Raises:
+            StepFailed: One of the two cannot be made.
+        """
+        other.install_gossamer(steps)
+        with self._lock:
+            self._create(steps)
+            (source,) = other.path.glob("lib/python*/site-packages/gossamer")
+            taken = self.path / source.relative_to(other.path)
+            taken.unlink(missing_ok=True)
+            taken.symlink_to(source)
+
     def _create(self, steps: Steps) -> None:
         stamp = self.path / "gossamer-stamp"
         wanted = "\n".join([self.interpreter.python, self.interpreter.version, *self.packages])

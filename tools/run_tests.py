@@ -4,11 +4,11 @@
 
     run_tests.py                what `make test` runs
     run_tests.py --all          what `make test-all` runs: everything everywhere
-    run_tests.py --only NAMES   some of the jobs: 3.12, 3.13, ..., core, checks
+    run_tests.py --only NAMES   some of the jobs: 3.12, 3.13, ..., suites, core, checks
 
 A job is an interpreter (environment, wheel, the tests in Python, CPython's own files; with --all these also under the
-JIT where there is one), the unit tests of the C++ core (plain, under ASan and UBSan, under TSan), or the checks of the
-source. The output of each step is kept in build/logs/.
+JIT where there is one), the test suites of other projects on our event loop, the unit tests of the C++ core (plain,
+under ASan and UBSan, under TSan), or the checks of the source. The output of each step is kept in build/logs/.
 With CI=true an interpreter that is missing is fetched (`interpreters.py get`), and it is a failure if it cannot be had;
 elsewhere the table says how to get it.
 """
@@ -19,8 +19,10 @@ import argparse
 import concurrent.futures
 import os
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import counts
 from candidates import ALWAYS_NEEDED, TAGS, WORKING, Tag
@@ -36,6 +38,10 @@ PYTEST_SECONDS = 1200.0
 FILE_SECONDS = 300  # for one of CPython's own files, plain or under Gossamer
 HARNESS_SECONDS = 2400.0
 CHECKS_SECONDS = 600.0
+SUITE_SECONDS = 1800.0
+SUITES = ROOT / "tests" / "suites"
+RUN_SUITES_ON = ("3.13",)  # and with --all also on
+RUN_ALL_SUITES_ON = ("3.13", "3.14")
 WITH_JIT = ("3.14", "3.15")  # Debian's builds have one, which is off unless PYTHON_JIT is set
 
 
@@ -61,7 +67,7 @@ class Jobs:
         self._everything = everything
         self._variables = {"GOSSAMER_HANDOFFS": "1000000", "GOSSAMER_MILLION_PARKED": "1"} if everything else {}
         versions: dict[str, Job] = {name: self._of_version(TAGS[name]) for name in WORKING}
-        self.by_name: dict[str, Job] = {**versions, "core": self.core, "checks": self.checks}
+        self.by_name: dict[str, Job] = {**versions, "suites": self.suites, "core": self.core, "checks": self.checks}
 
     def core(self) -> list[Row]:
         """Runs the unit tests of the C++ core."""
@@ -75,6 +81,18 @@ class Jobs:
         command = tools.command(str(ROOT / "tools" / "checks.py"))
         code = self._steps.run("checks", "source", command, seconds=CHECKS_SECONDS)
         return [Row("checks", "the source", self._last_line("checks", "source", code))]
+
+    def suites(self) -> list[Row]:
+        """Runs other projects' test suites."""
+        rows = []
+        for version in RUN_ALL_SUITES_ON if self._everything else RUN_SUITES_ON:
+            environment = self._environments.of(TAGS[version])
+            if environment is None:
+                rows.append(_missing(TAGS[version]))
+                continue
+            for file in sorted(SUITES.glob("*.toml")):
+                rows.append(Row("suites", f"{file.stem}, {version}", self._suite(environment, file)))
+        return rows
 
     def version(self, tag: Tag) -> list[Row]:
         """Runs everything in Python for one interpreter."""
@@ -112,6 +130,18 @@ class Jobs:
         command = environment.command(harness, *options)
         code = self._steps.run(environment.name, step, command, seconds=HARNESS_SECONDS)
         return self._last_line(environment.name, step, code)
+
+    def _suite(self, environment: Environment, file: Path) -> Counts:
+        """Runs a test suite plain and on our event loop, with the packages that its file names, and compares."""
+        requirements = SUITES / tomllib.loads(file.read_text())["requirements"]
+        packages = tuple(line for line in requirements.read_text().splitlines() if not line.startswith("#"))
+        name = f"{environment.name}-{requirements.stem}"
+        own = Environment(environment.interpreter, name, packages)
+        own.take_gossamer(environment, self._steps)
+        logs = str(self._steps.log(name, "suites"))
+        command = own.command(str(SUITES / "run_suite.py"), "--python", own.python, "--logs", logs, file.stem)
+        code = self._steps.run(name, file.stem, command, seconds=SUITE_SECONDS)
+        return self._last_line(name, file.stem, code)
 
     def _last_line(self, job: str, step: str, code: int) -> Counts:
         return counts.of_last_line(self._steps.log(job, step).read_text(errors="replace"), code)

@@ -46,7 +46,7 @@ import threading
 import time
 import tomllib
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 
@@ -463,41 +463,84 @@ def log_folder(interpreter: Interpreter, options: Options) -> Path:
 
 def run_file(file: str, mode: str, interpreter: Interpreter, options: Options) -> FileRun:
     """Runs one file in a process of its own; ``mode`` is "plain" or "gossamer"."""
-    logs = log_folder(interpreter, options) / mode
-    logs.mkdir(parents=True, exist_ok=True)
-    paths = {suffix: (logs / f"{file}.{suffix}").absolute() for suffix in ("log", "err", "xml", "stats")}
-    for path in paths.values():
-        path.unlink(missing_ok=True)
+    paths = paths_of(file, mode, log_folder(interpreter, options), ("log", "err", "xml", "stats"))
     runner = options.runner if mode == "gossamer" else options.plain_runner
     command = [part.replace("{python}", interpreter.python) for part in shlex.split(runner)]
     command += ["-m", "test", "-v", f"--junit-xml={paths['xml']}"]
     flags = SUITES[options.suite].files[file]
     command += ["-u", "walltime"] if interpreter.walltime else []
     command += [argument for pattern in flags.ignore for argument in ("-i", pattern)]
+    started = time.monotonic()
+    child = run_child([*command, file], mode, paths, options.variables, options.timeout)
+    run = read_run(
+        file,
+        paths["log"].read_text("utf-8", "replace"),
+        paths["err"].read_text("utf-8", "replace"),
+        paths["xml"],
+        child.returncode,
+        child.timed_out,
+    )
+    run.seconds = time.monotonic() - started
+    run.log = str(paths["log"])
+    if child.timed_out:
+        run.where += f", after {options.timeout:g} s"
+    if mode == "gossamer" and run.end == "normal":
+        run.problems += check_stats(flags, paths["stats"], child.pid)
+    return run
+
+
+def paths_of(file: str, mode: str, logs: Path, suffixes: Iterable[str]) -> dict[str, Path]:
+    """Returns what one run leaves, by suffix; nothing of an earlier run is there."""
+    folder = logs / mode
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {suffix: (folder / f"{file}.{suffix}").absolute() for suffix in suffixes}
+    for path in paths.values():
+        path.unlink(missing_ok=True)
+    return paths
+
+
+@dataclasses.dataclass(frozen=True)
+class Child:
+    """How a process ended."""
+
+    pid: int
+    returncode: int
+    timed_out: bool
+
+
+def run_child(
+    command: list[str],
+    mode: str,
+    paths: Mapping[str, Path],
+    variables: Iterable[str],
+    timeout: float,
+    *,
+    cwd: Path | None = None,
+) -> Child:
+    """Runs a process in a group, with a home, of its own; its output goes to the paths "log" and "err"."""
     extra = {}
     if mode == "gossamer":
         extra = {name: value for name, value in os.environ.items() if name.startswith("GOSSAMER_")}
         extra["GOSSAMER_STATS_FILE"] = str(paths["stats"])
     if STOPPING.is_set():
         raise HarnessError("interrupted")
-    started = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="gs-", ignore_cleanup_errors=True) as home,
         open(paths["log"], "wb") as log,
         open(paths["err"], "wb") as errors,
     ):
         process = subprocess.Popen(
-            [*command, file],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=errors,
-            cwd=home,
-            env=environment(home, options.variables, extra),
+            cwd=cwd or home,
+            env=environment(home, variables, extra),
             start_new_session=True,
         )
         LIVE.add(process)
         try:
-            timed_out = not wait(process, options.timeout)
+            timed_out = not wait(process, timeout)
             if timed_out:
                 ask_for_dumps(process, mode)
         finally:
@@ -505,21 +548,7 @@ def run_file(file: str, mode: str, interpreter: Interpreter, options: Options) -
             LIVE.discard(process)
     if STOPPING.is_set():
         raise HarnessError("interrupted")
-    run = read_run(
-        file,
-        paths["log"].read_text("utf-8", "replace"),
-        paths["err"].read_text("utf-8", "replace"),
-        paths["xml"],
-        process.returncode,
-        timed_out,
-    )
-    run.seconds = time.monotonic() - started
-    run.log = str(paths["log"])
-    if timed_out:
-        run.where += f", after {options.timeout:g} s"
-    if mode == "gossamer" and run.end == "normal":
-        run.problems += check_stats(flags, paths["stats"], process.pid)
-    return run
+    return Child(process.pid, process.returncode, timed_out)
 
 
 def wait(process: subprocess.Popen, seconds: float) -> bool:
@@ -574,18 +603,23 @@ def check_stats(flags: File, path: Path, pid: int) -> list[str]:
 
 
 def run_plain(file: str, interpreter: Interpreter, options: Options) -> FileRun:
-    """Returns the plain results, from the cache where they are; a file with a failure runs twice, the better counts."""
-    path = options.cache / interpreter.key / f"{file}.json"
-    if not options.fresh:
+    """Returns the plain results, from the cache where they are."""
+    kept = options.cache / interpreter.key / f"{file}.json"
+    return plain_of(kept, lambda: run_file(file, "plain", interpreter, options), fresh=options.fresh)
+
+
+def plain_of(path: Path, run_once: Callable[[], FileRun], *, fresh: bool) -> FileRun:
+    """Returns what is kept at ``path``, else runs; a file with a failure runs twice, the better counts."""
+    if not fresh:
         try:
             return FileRun.from_json(json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, TypeError, KeyError):
             pass  # not there, or not of this form
-    run = run_file(file, "plain", interpreter, options)
+    run = run_once()
     bad = {name for name, outcome in run.methods.items() if outcome.status in ("fail", "error", "none")}
     if bad or run.end != "normal":
         first = f"once a {run.end} {run.where}" if run.end != "normal" else ""
-        again = run_file(file, "plain", interpreter, options)
+        again = run_once()
         for name, outcome in run.methods.items():
             known = again.methods.setdefault(name, outcome)
             if outcome.status == "ok" != known.status or (known.status == "ok" and name in bad):

@@ -9,6 +9,7 @@ Nothing else is changed.
 """
 
 import importlib
+import os
 import runpy
 import sys
 import unittest
@@ -46,6 +47,7 @@ def main() -> None:
     if EVENTS in sys.argv:
         take_over_loop_contract()
     module = sys.argv[2]
+    sys.path[0] = os.getcwd()  # as `python -m` has it
     del sys.argv[1:3]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
