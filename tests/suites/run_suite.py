@@ -14,7 +14,7 @@ CPython's own tests' harness (``../cpython/harness.py``), which this file is a g
     keep                what of it is unpacked: the tests and their settings, not the library, which is installed
     requirements        the file with the packages, each pinned; suites that share one share an environment
     plugins, arguments  of pytest, which loads no other plugins; `variables`, if there are any, are set in both runs
-    [[left_out]]        `test`, `because`: a test, or a file, that is not run at all: it takes for ever, or needs the network
+    [[left_out]]        `test`, `because`: a test, or a file, that is not run at all: it is too long, or needs a network
     [[flaky]]           `test`, `because`: it failed in one plain run of two; it is run, and its result does not count
     [[difference]]      `versions`, `test`, `because`: it passes plain and cannot pass here; a failure if it does
 """
