@@ -35,6 +35,8 @@ class Note(models.Model):
     text = models.CharField(max_length=20)
 
     class Meta:
+        """The tests make the table."""
+
         app_label = "notes"
         db_table = "notes"
 
@@ -44,7 +46,7 @@ class Undo(Exception):
 
 
 def write_at_gate(number: int) -> bool:
-    """In a transaction write a note and wait at the server's gate; odd numbers then undo it. Returns whether it is there."""
+    """In a transaction write a note and wait at the server's gate; odd numbers then undo it. Say whether it is there."""
     gate = models.Func(1, function="pg_advisory_xact_lock_shared", output_field=models.TextField())
     try:
         with transaction.atomic():
@@ -66,7 +68,7 @@ def write_plainly(request: HttpRequest, number: int) -> HttpResponse:
 
 
 async def overlap(request: HttpRequest) -> HttpResponse:
-    """Two tasks whose transactions overlap, in a view that has used a connection itself: what one of them undid is gone."""
+    """Two tasks whose transactions overlap, in a view that has used a connection itself: what one undid is gone."""
     Note.objects.exists()
     are_written = asyncio.Barrier(2)
 
