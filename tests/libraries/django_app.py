@@ -46,7 +46,7 @@ class Undo(Exception):
 
 
 def write_at_gate(number: int) -> bool:
-    """In a transaction write a note and wait at the server's gate; odd numbers then undo it. Say whether it is there."""
+    """In a transaction write a note and wait at the server's gate; odd numbers then undo it. Is it there?."""
     gate = models.Func(1, function="pg_advisory_xact_lock_shared", output_field=models.TextField())
     try:
         with transaction.atomic():
