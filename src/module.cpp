@@ -25,6 +25,7 @@
 #include "loop/coroutine_slots.hpp"
 #include "loop/greenlet_type.hpp"
 #include "loop/parked_steps.hpp"
+#include "loop/running_loop.hpp"
 #include "loop/steps.hpp"
 #include "loop/parts.hpp"
 #include "sched/scope.hpp"
@@ -66,7 +67,15 @@ void plan_steps() {
     std::call_once(planned, [] {
         Hub::forbids_wait = &loop::forbid_wait;
         interpose::adopt_when_imported(
-            "_asyncio", [](PyObject*) { loop::install_slots(); }, [](PyObject*) { loop::uninstall_slots(); });
+            "_asyncio",
+            [](PyObject* asyncio) {
+                loop::install_slots();
+                loop::install_running_loop_watch(asyncio);
+            },
+            [](PyObject*) {
+                loop::uninstall_slots();
+                loop::uninstall_running_loop_watch();
+            });
         interpose::plan_when_imported("greenlet._greenlet", &loop::stay_off_fibers);
     });
 }
@@ -587,6 +596,7 @@ PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"greenlet_names", greenlet_names, METH_NOARGS, nullptr},
                            {"await_in_task", _PyCFunction_CAST(loop::await_in_task), METH_FASTCALL, nullptr},
                            {"can_await_in_task", loop::can_await_in_task, METH_NOARGS, nullptr},
+                           {"watch_running_loops", loop::watch_running_loops, METH_NOARGS, nullptr},
                            {"lend_context", loop::lend_context, METH_NOARGS, nullptr},
                            {"take_context_back", _PyCFunction_CAST(loop::take_context_back), METH_FASTCALL, nullptr},
                            {"cancel_thread", cancel_thread, METH_O, nullptr},

@@ -55,3 +55,16 @@ def watch_coroutines() -> None:
     # frame more would change the line that the warning is about.
     warn = warnings._warn_unawaited_coroutine  # type: ignore[attr-defined]
     warnings._warn_unawaited_coroutine = _core.noting_errors_of(warn)  # type: ignore[attr-defined]
+
+
+def watch_event_loops() -> None:
+    """Count what asyncio's loops only tell of as lost errors, from the first loop that runs on."""
+    from gossamer import _running_loops
+
+    _running_loops.watch(_watch_errors_of_loops)
+
+
+def _watch_errors_of_loops(_loop: object) -> None:
+    from gossamer import _loop_errors
+
+    _loop_errors.install()

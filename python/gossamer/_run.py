@@ -40,7 +40,7 @@ def uninstall() -> None:
     """Put back every function that entering has replaced; RuntimeError while virtual threads run."""
     _core.uninstall()
     _greenlet.uninstall()
-    for name in ("gossamer._thread_objects", "gossamer._nested_run"):
+    for name in ("gossamer._thread_objects", "gossamer._nested_run", "gossamer._loop_errors"):
         if name in sys.modules:
             sys.modules[name].uninstall()
 

@@ -101,3 +101,103 @@ def test_error_that_a_joiner_took_is_not_lost():
     )
 
     assert (0, "") == ((result := run(program)).returncode, result.stderr)
+
+
+ON_LOOP = """
+import asyncio, gossamer, sys
+async def fail():
+    await asyncio.sleep(0)
+    raise ValueError("nobody asked")
+def handle_with(handler):
+    asyncio.get_running_loop().set_exception_handler(handler)
+async def main():
+{}
+with asyncio.Runner(loop_factory={}) as runner:
+    runner.run(main())
+print("end")
+"""
+STOCK, OURS = "asyncio.new_event_loop", "gossamer.new_event_loop"
+on_both_loops = pytest.mark.parametrize("factory", [STOCK, OURS])
+
+NEVER_RETRIEVED = """
+    task = asyncio.create_task(fail())
+    await asyncio.wait([task])
+"""
+IN_A_CYCLE = """
+    task = asyncio.create_task(fail())
+    await asyncio.wait([task])
+    task.add_done_callback(task)
+"""
+FUTURE = "    asyncio.get_running_loop().create_future().set_exception(ValueError('nobody asked'))"
+CALLBACK = """
+    asyncio.get_running_loop().call_soon(int, "x")
+    await asyncio.sleep(0)
+"""
+HANDLER_DEFERS = "    handle_with(lambda loop, context: loop.default_exception_handler(context))" + CALLBACK
+HANDLER_FAILS = "    handle_with(lambda loop, context: 1 / 0)" + CALLBACK
+
+HANDLER_TAKES = "    handle_with(lambda loop, context: None)" + CALLBACK
+RETRIEVED = """
+    task = asyncio.create_task(fail())
+    await asyncio.wait([task])
+    assert task.exception()
+"""
+CANCELLED = """
+    task = asyncio.create_task(asyncio.sleep(3600))
+    await asyncio.sleep(0)
+    task.cancel()
+"""
+NEVER_ENDED = """
+    global task  # which asyncio then cancels
+    task = asyncio.create_task(asyncio.sleep(3600))
+"""
+EXIT_OF_A_TASK = """
+    async def leave():
+        sys.exit(0)
+    task = asyncio.create_task(leave())
+    await asyncio.sleep(3600)
+"""
+
+
+@on_both_loops
+@pytest.mark.parametrize(
+    "body", [NEVER_RETRIEVED, IN_A_CYCLE, FUTURE, CALLBACK, HANDLER_DEFERS, HANDLER_FAILS], ids=str.strip
+)
+def test_error_that_a_loop_only_tells_of_is_lost(body, factory):
+    result = run(ON_LOOP.format(body, factory))
+
+    assert (1, "end\n") == (result.returncode, result.stdout)
+    assert "nobody asked" in result.stderr or "invalid literal" in result.stderr or "ZeroDivision" in result.stderr
+
+
+@on_both_loops
+@pytest.mark.parametrize("body", [HANDLER_TAKES, RETRIEVED, CANCELLED, NEVER_ENDED, EXIT_OF_A_TASK], ids=str.strip)
+def test_error_that_somebody_took_from_a_loop_is_not_lost(body, factory):
+    assert 0 == run(ON_LOOP.format(body, factory)).returncode
+
+
+@on_both_loops
+def test_error_of_a_loop_is_told_alone_if_so_wished(factory):
+    result = run(ON_LOOP.format(NEVER_RETRIEVED, factory), "--lost-errors=warn")
+
+    assert (0, "end\n") == (result.returncode, result.stdout)
+    assert "Task exception was never retrieved" in result.stderr
+    assert "gossamer/" not in result.stderr
+
+
+def test_error_of_a_loop_on_an_os_thread_is_lost():
+    assert 1 == run(ON_LOOP.format(CALLBACK, STOCK), "--os-threads").returncode
+    program = ON_LOOP.format(CALLBACK, STOCK).replace("with asyncio", "def work():\n  with asyncio")
+    program = program.replace("    runner.run", "      runner.run")
+    start = "import threading; thread = threading.Thread(target=work); thread.start(); thread.join()\n"
+
+    assert 1 == run(program.replace("print", start + "print"), "--os-threads").returncode
+
+
+def test_error_of_a_loop_changes_nothing_outside_of_gossamer_run():
+    program = ON_LOOP.format(NEVER_RETRIEVED, OURS)
+
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+
+    assert (0, "end\n") == (result.returncode, result.stdout)
+    assert "Task exception was never retrieved" in result.stderr

@@ -100,6 +100,7 @@ def _report(error: BaseException) -> None:
 
 def leave(options: RunOptions) -> None:
     """End Gossamer with the process; the last of the atexit handlers."""
+    _collect_lost_errors(options)
     _write_statistics()
     _run.leave(options.exit_grace)
     if options.lost_errors == "exit" and _core.was_error_lost():
@@ -108,6 +109,14 @@ def leave(options: RunOptions) -> None:
         os._exit(1)
     if options.is_interrupted:
         _core.end_by_interrupt()
+
+
+def _collect_lost_errors(options: RunOptions) -> None:
+    """An asyncio task tells of its error when it dies, which in a cycle of references would be too late."""
+    if options.lost_errors == "exit" and "asyncio" in sys.modules and not _core.was_error_lost():
+        import gc
+
+        gc.collect()
 
 
 def _write_statistics() -> None:

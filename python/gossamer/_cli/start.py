@@ -14,7 +14,7 @@ import resource
 import signal
 
 from gossamer import _core, _run
-from gossamer._errors import watch_coroutines
+from gossamer._errors import watch_coroutines, watch_event_loops
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def start(options: RunOptions, at_exit: Callable[[RunOptions], None]) -> None:
     _run.enter(virtual_threads=not options.os_threads)
     _install_quit_handler()
     watch_coroutines()
+    watch_event_loops()
     atexit.register(at_exit, options)  # registered first, so it runs last
 
 
