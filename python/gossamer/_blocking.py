@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gossamer import _core, _run
+from gossamer import _core, _run, _running_loops
 
 
 @contextmanager
@@ -27,54 +27,92 @@ def blocking_in_tasks(mode: str, /) -> Iterator[None]:
     """
     if mode not in _run.BLOCKING:
         raise ValueError(f"{mode!r} is none of {', '.join(map(repr, _run.BLOCKING))}")
-    if not _core.is_virtual():
-        if mode == "block":
-            yield
-            return
-        _run.enter(virtual_threads=False)
-        _ours.is_entered = True
-    _ours.users += 1
-    before = _core.block_in_tasks(_run.BLOCKING.index(mode))
-    try:
+    if not _core.is_virtual() and mode == "block":
         yield
-    finally:
-        _ours.users -= 1
-        _core.block_in_tasks(before)
-        if _ours.is_entered and _ours.users == 0:
-            _core.block_in_tasks(_run.BLOCKING.index("block"))
-            _leave()
-
-
-class _Ours(threading.local):
-    """Of this thread: whether it is a carrier because of us, and how many blocks it is inside of."""
-
-    is_entered = False
-    users = 0
-
-
-_ours = _Ours()
-
-
-def _leave() -> None:
-    """Leave at once, or soon after the last step of a task on a stack of its own: that stack belongs to the hub."""
-    if _ours.users > 0 or not _ours.is_entered:
-        return  # another block has begun meanwhile, and will see to it
-    if _core.has_steps():
-        _core.call_when_no_step_is_left(_leave_soon)
-    else:
-        _ours.is_entered = False
-        _run.leave(grace=0)
-
-
-def _leave_soon() -> None:
-    """Leave between two callbacks of the running loop; without one the thread stays a carrier."""
-    import asyncio
-
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
         return
-    loop.call_soon(_leave)
+    with _carrier:
+        before = _core.block_in_tasks(_run.BLOCKING.index(mode))
+        try:
+            yield
+        finally:
+            _core.block_in_tasks(before)
+
+
+class _Carrier(threading.local):
+    """Makes this ordinary thread a carrier while it has users, where blocking calls in tasks block as ever.
+
+    Each virtual thread has one of its own, which does nothing.
+    """
+
+    _is_ours = False  # this thread is a carrier because of us
+    _users = 0
+    _loop_uses_it = False
+    _will_leave = False
+
+    def __enter__(self) -> None:
+        if not _core.is_virtual():
+            _run.enter(virtual_threads=False)
+            _core.block_in_tasks(_run.BLOCKING.index("block"))
+            self._is_ours = True
+        self._users += 1
+
+    def __exit__(self, *_error: object) -> None:
+        self._users -= 1
+        self._leave()
+
+    def use_while_loop_runs(self, loop: object) -> None:
+        """Enter with the loop that begins to run, or runs already, and exit with its end."""
+        if loop is None and self._loop_uses_it:
+            self._loop_uses_it = False
+            self.__exit__()
+        elif loop is not None and not self._loop_uses_it and (self._is_ours or not _core.is_virtual()):
+            self.__enter__()
+            self._loop_uses_it = True
+
+    def _leave(self) -> None:
+        """Leave at once, or soon after the last step of a task on a stack of its own: that stack belongs to the hub."""
+        if self._users > 0 or not self._is_ours:
+            return
+        if not _core.has_steps():
+            self._is_ours = False
+            _run.leave(grace=0)
+        elif not self._will_leave:
+            self._will_leave = True
+            _core.call_when_no_step_is_left(self._leave_soon)
+
+    def _leave_soon(self) -> None:
+        """Leave between two callbacks of the running loop; without one the thread stays a carrier."""
+        import asyncio
+
+        self._will_leave = False
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        loop.call_soon(self._leave)
+
+
+_carrier = _Carrier()
+
+
+def let_plain_functions_await() -> None:
+    """From now on plain functions in tasks can await, on every loop: their steps run on stacks of their own.
+
+    Ordinary threads are carriers while they run a loop, from its beginning on; one that runs a loop already becomes a
+    carrier with the next call of `use_carrier_for`.
+    """
+    _core.let_plain_functions_await(True)
+    _running_loops.watch(_carrier.use_while_loop_runs)
+
+
+def use_carrier_for(running: object) -> None:
+    """The loop ``running`` runs in this thread; from its next step on plain functions in its tasks can await."""
+    _carrier.use_while_loop_runs(running)
+
+
+def is_carrier_for_a_loop() -> bool:
+    """Whether this thread is a carrier only because it runs a loop, or waits for one's parked tasks."""
+    return _carrier._is_ours
 
 
 def make_error(what: str) -> RuntimeError:

@@ -7,6 +7,9 @@ Where a plain function awaits decides who runs the awaitable:
 - in a virtual thread without a loop: a loop that this hub keeps for them, in a virtual thread of its own;
 - on an ordinary thread: a loop that the thread keeps for itself;
 - in a callback of a loop, which cannot be left: a loop of its own, beside the callback's, which stands still meanwhile.
+
+From the import of this module on the tasks of every loop are on stacks of their own (`let_plain_functions_await`). A step
+that runs at that moment is not: the call runs the loop itself until the awaitable has ended, if the loop is asyncio's.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import functools
 import inspect
 import threading
 import weakref
+from asyncio.base_events import BaseEventLoop
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -44,12 +48,14 @@ _loop_of_hub: dict[int, EventLoop] = {}  # by hub_ident()
 def await_[T](awaitable: Awaitable[T], /) -> T:
     """Wait for ``awaitable`` in a plain function, and return its result.
 
-    In an asyncio task the task awaits it, and its loop runs on meanwhile. Elsewhere a loop is found for it (see
-    above).
+    In an asyncio task of any loop the task awaits it, and its loop runs on meanwhile. Elsewhere a loop is found for it:
+    this virtual thread's hub has one, an ordinary thread has one. In a callback of a loop it runs on a loop of its own,
+    and the callback's stands still. So it does in the task that uses the first of `await_`, `asyncify` and `syncify` in
+    the process, until that task next awaits, if its loop is written in C (uvloop); import them before the loop runs.
 
     Raises:
         TypeError: It cannot be awaited.
-        RuntimeError: It belongs to the loop whose callback this is, which stands still for as long as it waits.
+        RuntimeError: It belongs to the loop that stands still for as long as it waits.
         BaseException: What the awaitable raised; asyncio.CancelledError when the caller was cancelled.
     """
     result: T = _core.await_in_task(awaitable, _not_in_a_task)
@@ -62,11 +68,15 @@ def _await_outside(awaitable: Any) -> Any:
     if not inspect.isawaitable(awaitable):
         raise TypeError(f"object {type(awaitable).__name__} can't be used in 'await' expression")
     running = asyncio._get_running_loop()
+    if running is not None:
+        _blocking.use_carrier_for(running)
+        if _is_step_on_the_stack_of(running):
+            return _run_loop_until_ended(running, awaitable)
     if asyncio.isfuture(awaitable):
         loop = awaitable.get_loop()
         if loop is running:
             awaitable_name = type(awaitable).__name__
-            raise RuntimeError(f"this {awaitable_name} belongs to the running loop, whose callback cannot wait for it")
+            raise RuntimeError(f"this {awaitable_name} belongs to the running loop, which cannot run while this waits")
         return _wait_for_future(awaitable, loop)
     coroutine = awaitable if inspect.iscoroutine(awaitable) else _as_coroutine(awaitable)
     with lent_context() as context:
@@ -84,6 +94,42 @@ async def _as_coroutine[T](awaitable: Awaitable[T]) -> T:
 def _run[T](coroutine: Coroutine[Any, Any, T], context: contextvars.Context) -> T:
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(coroutine, context=context)
+
+
+def _is_step_on_the_stack_of(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether this is a step of a task that began on the stack of ``loop``, a loop of asyncio's."""
+    return (
+        getattr(type(loop), "_run_once", None) is BaseEventLoop._run_once  # type: ignore[attr-defined]
+        and not _core.is_in_step()
+        and asyncio.current_task(loop) is not None
+    )
+
+
+def _run_loop_until_ended(loop: Any, awaitable: Awaitable[Any]) -> Any:
+    """Run ``loop`` from within the step of one of its tasks, which cannot be left, until ``awaitable`` has ended.
+
+    No other step comes to lie on top of this one: they begin on stacks of their own by now. A cancellation of the task,
+    or the end of the loop's run, cancels the awaitable.
+    """
+    outer: Any = asyncio.tasks._swap_current_task(loop, None)  # type: ignore[attr-defined]
+    left_to_run = len(loop._ready)  # at most: for the turn of the loop that this step belongs to
+    try:
+        with lent_context() as context:
+            inner = loop.create_task(_as_coroutine(awaitable), context=context)
+            is_cancelled = False
+            try:
+                while not inner.done():
+                    if (loop._stopping or outer._must_cancel) and not is_cancelled:
+                        is_cancelled = inner.cancel(outer._cancel_message)
+                    loop._run_once()
+            finally:
+                inner.cancel()
+    finally:
+        asyncio.tasks._swap_current_task(loop, outer)  # type: ignore[attr-defined]
+        nothing = asyncio.Handle(int, (), loop)
+        nothing.cancel()
+        loop._ready.extend([nothing] * (left_to_run - len(loop._ready)))
+    return inner.result()
 
 
 def _wait_for_future[T](future: asyncio.Future[T], loop: asyncio.AbstractEventLoop) -> T:
@@ -213,6 +259,9 @@ def run_nested(
 
 
 _nested_run.install()
+_blocking.let_plain_functions_await()
+if (_running := asyncio._get_running_loop()) is not None:
+    _blocking.use_carrier_for(_running)
 
 
 # --- The other colour ---
@@ -294,10 +343,11 @@ _parking = _Parking()
 
 def _async_function(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
     async def call(*args: Any, **kwargs: Any) -> Any:
-        if _core.can_await_in_task():
+        if _core.can_park_in_task():
             return function(*args, **kwargs)
         with _parking:
-            await asyncio.sleep(0)  # the next step runs on a stack of its own
+            if not _core.can_await_in_task():
+                await asyncio.sleep(0)  # the next step runs on a stack of its own
             return function(*args, **kwargs)
 
     try:

@@ -49,5 +49,5 @@ def uninstall() -> None:
     """Put the code back."""
     global _original
     if _original is not None:
-        BaseEventLoop.default_exception_handler.__code__ = _original.__code__  # type: ignore[attr-defined]
+        BaseEventLoop.default_exception_handler.__code__ = _original.__code__
         _original = None

@@ -132,14 +132,21 @@ def run[*Ts](
         raise ValueError(f"carriers={carriers!r} is not supported: 1 is")
     if not callable(main):
         raise TypeError(f"run() needs a callable, not {type(main).__name__}")
+    blocking_module = sys.modules.get("gossamer._blocking")
+    if blocking_module is not None and blocking_module.is_carrier_for_a_loop():
+        return _core.spawn(_run_main, main, args, blocking).result()
     enter(virtual_threads=False)
-    _core.block_in_all_tasks(BLOCKING.index(blocking))
     try:
-        result = main(*args)
-        if isinstance(result, CoroutineType):
-            from gossamer._coroutines import run_coroutine
-
-            result = run_coroutine(result)
-        return result
+        return _run_main(main, args, blocking)
     finally:
         leave(grace)
+
+
+def _run_main(main: Callable[..., Any], args: tuple[Any, ...], blocking: str) -> Any:
+    _core.block_in_all_tasks(BLOCKING.index(blocking))
+    result = main(*args)
+    if isinstance(result, CoroutineType):
+        from gossamer._coroutines import run_coroutine
+
+        result = run_coroutine(result)
+    return result

@@ -24,7 +24,7 @@ Step* innermost_step(Hub& hub) noexcept { return static_cast<Step*>(hub.running(
 Step* step_of_task() noexcept {
     Hub* hub = Hub::current();
     Step* innermost = hub == nullptr || hub->running().no_switch_depth > 0 ? nullptr : innermost_step(*hub);
-    return innermost == nullptr ? nullptr : innermost->steps().target(*innermost);
+    return innermost == nullptr ? nullptr : innermost->steps().step_of_task(*innermost);
 }
 
 /// What `await` iterates over. Throws ErrorSet, TypeError.
@@ -79,6 +79,22 @@ PyObject* await_in_task(PyObject*, PyObject* const* args, Py_ssize_t) {
 }
 
 PyObject* can_await_in_task(PyObject*, PyObject*) { return PyBool_FromLong(step_of_task() != nullptr); }
+
+PyObject* can_park_in_task(PyObject*, PyObject*) {
+    const bool parks = Hub::current() != nullptr &&
+                       Hub::current()->running().blocking_in_tasks == sched::BlockingInTasks::kPark;
+    return PyBool_FromLong(parks && step_of_task() != nullptr);
+}
+
+PyObject* is_in_step(PyObject*, PyObject*) {
+    Hub* hub = Hub::current();
+    return PyBool_FromLong(hub != nullptr && hub->running().inner_waits != nullptr);
+}
+
+PyObject* let_plain_functions_await(PyObject*, PyObject* wanted) {
+    const int is_wanted = PyObject_IsTrue(wanted);
+    return is_wanted < 0 ? nullptr : PyBool_FromLong(let_plain_functions_await(is_wanted != 0));
+}
 
 PyObject* lend_context(PyObject*, PyObject*) {
     PyThreadState* tstate = PyThreadState_Get();

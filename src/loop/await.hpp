@@ -14,6 +14,15 @@ PyObject* await_in_task(PyObject* module, PyObject* const* args, Py_ssize_t coun
 /// can_await_in_task(): whether the caller runs in such a task.
 PyObject* can_await_in_task(PyObject* module, PyObject*);
 
+/// can_park_in_task(): whether a blocking call there suspends that task alone, too.
+PyObject* can_park_in_task(PyObject* module, PyObject*);
+
+/// is_in_step(): whether the caller runs on a stack that a coroutine was sent into.
+PyObject* is_in_step(PyObject* module, PyObject*);
+
+/// let_plain_functions_await(is_wanted): see coroutine_slots.hpp.
+PyObject* let_plain_functions_await(PyObject* module, PyObject* wanted);
+
 /// lend_context(): the caller's own contextvars.Context, left if it was entered, so that other code can run in it while the
 /// caller waits; and whether it was entered.
 PyObject* lend_context(PyObject* module, PyObject*);

@@ -29,6 +29,7 @@ destructor original_finalize = nullptr;
 PyCFunction original_send_method = nullptr;
 PyCFunction original_close = nullptr;
 FastFunction original_throw = nullptr;
+std::atomic<bool> plain_functions_await{false};
 bool is_installed = false;  // under the GIL of whoever enters; the entries themselves are stored atomically
 
 bool is_executing(PyObject* coroutine) noexcept {
@@ -41,7 +42,9 @@ Step* parked_step(PyObject* coroutine) noexcept {
 
 /// Whether a step that starts now runs on a stack of its own.
 bool starts_on_fiber(const Hub* hub) noexcept {
-    return hub != nullptr && const_cast<Hub*>(hub)->running().blocking_in_tasks == sched::BlockingInTasks::kPark &&
+    return hub != nullptr &&
+           (const_cast<Hub*>(hub)->running().blocking_in_tasks == sched::BlockingInTasks::kPark ||
+            plain_functions_await.load(std::memory_order_relaxed)) &&
            !are_steps_off();
 }
 
@@ -221,6 +224,8 @@ PyCFunction as_c_function(Function function) noexcept {
 }  // namespace
 
 bool are_slots_installed() noexcept { return is_installed; }
+
+bool let_plain_functions_await(bool is_wanted) noexcept { return plain_functions_await.exchange(is_wanted); }
 
 PySendResult send_here(PyObject* iterator, PyObject* value, PyObject** result) {
     if (PyCoro_CheckExact(iterator) && is_installed && !is_executing(iterator)) {

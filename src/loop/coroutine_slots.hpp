@@ -23,6 +23,10 @@ void require_none_parked();
 
 bool are_slots_installed() noexcept;
 
+/// Whether steps run on stacks of their own also where blocking calls do not park them: a plain function in there may then
+/// await. Returns what held before. Thread: any.
+bool let_plain_functions_await(bool is_wanted) noexcept;
+
 /// Sends into, or throws into, what `await` iterates over, on the caller's stack: a coroutine begins no step. `exception`
 /// is owned. As am_send.
 PySendResult send_here(PyObject* iterator, PyObject* value, PyObject** result);

@@ -155,29 +155,40 @@ bool Steps::is_importing(const Step& step) noexcept {
     return false;
 }
 
+Step* Steps::find_step_of_task(PyObject* loop, Step& innermost) {
+    const Ref coroutine = loop != nullptr ? current_coroutine(loop) : Ref();
+    if (!coroutine) {
+        return nullptr;
+    }
+    Step* step = &innermost;
+    while (step != nullptr && step->coroutine() != coroutine.ptr()) {
+        step = step->parent();
+    }
+    if (step == nullptr && !PyCoro_CheckExact(coroutine.ptr()) && innermost.parent() == nullptr) {
+        step = &innermost;  // a coroutine of another type drives ours
+    }
+    return step == nullptr || is_importing(*step) ? nullptr : step;
+}
+
 Step* Steps::target(Step& innermost) noexcept {
     if (hub_.running().blocking_in_tasks != sched::BlockingInTasks::kPark) {
         return nullptr;
     }
     Step* found = guarded<Step*>(nullptr, [&]() -> Step* {
         const Ref loop = running_loop();
-        const Ref coroutine = loop ? current_coroutine(loop.ptr()) : Ref();
-        if (!coroutine) {
-            return nullptr;
-        }
-        Step* step = &innermost;
-        while (step != nullptr && step->coroutine() != coroutine.ptr()) {
-            step = step->parent();
-        }
-        if (step == nullptr && !PyCoro_CheckExact(coroutine.ptr()) && innermost.parent() == nullptr) {
-            step = &innermost;  // a coroutine of another type drives ours
-        }
-        if (step == nullptr || is_importing(*step)) {
+        Step* step = find_step_of_task(loop.ptr(), innermost);
+        if (step == nullptr) {
             return nullptr;
         }
         step->loop = loop_for(loop.ptr());
         return step->loop == nullptr ? nullptr : step;
     });
+    PyErr_Clear();
+    return found;
+}
+
+Step* Steps::step_of_task(Step& innermost) noexcept {
+    Step* found = guarded<Step*>(nullptr, [&] { return find_step_of_task(running_loop().ptr(), innermost); });
     PyErr_Clear();
     return found;
 }

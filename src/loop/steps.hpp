@@ -42,6 +42,9 @@ public:
     /// The step that a wait which begins now parks; null: the whole virtual thread. Keeps no error. Python: attached.
     Step* target(Step& innermost) noexcept;
 
+    /// The step of the task that runs now, which can await for what runs on top of it; null: none. As target().
+    Step* step_of_task(Step& innermost) noexcept;
+
     /// Whether asyncio runs a task of the calling virtual thread. Keeps no error. Python: attached.
     bool is_in_task() noexcept;
 
@@ -82,6 +85,7 @@ private:
 
     cpython::Ref running_loop();
     cpython::Ref current_coroutine(PyObject* loop);
+    Step* find_step_of_task(PyObject* loop, Step& innermost);
     StepLoop* loop_for(PyObject* loop);
     bool is_importing(const Step& step) noexcept;
 

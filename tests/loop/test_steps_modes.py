@@ -116,6 +116,7 @@ def test_blocking_in_tasks_around_a_plain_loop():
     assert not _core.is_virtual(), "the thread is an ordinary one again"
 
 
+@pytest.mark.usefixtures("no_bridge")
 def test_blocking_in_tasks_inside_a_running_loop():
     log = []
 
@@ -130,6 +131,7 @@ def test_blocking_in_tasks_inside_a_running_loop():
     assert ["parked"] == log
 
 
+@pytest.mark.usefixtures("no_bridge")
 def test_tasks_that_are_parked_when_it_is_left_go_on():
     log = []
     gate = queue.SimpleQueue()

@@ -620,6 +620,7 @@ def test_tasks_sleep_by_a_virtual_clock():
     assert [1, 1, 1] == gs.run(with_clock)
 
 
+@pytest.mark.usefixtures("no_bridge")
 @pytest.mark.parametrize("park", ["block", "error"])
 def test_without_parking_no_step_leaves_its_thread_stack(park):
     async def main():
