@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The load of the echo row, the same for every server: so many connections, each with one message under way.
+// The load of the echo rows, the same for every server: so many connections, each with one message under way.
 //
-//     echo_load CONNECTIONS BYTES SLICES SLICE_MILLISECONDS PORT:PID...
+//     echo_load [anew] CONNECTIONS BYTES SLICES SLICE_MILLISECONDS PORT:PID...
+//
+// anew: each message has a connection of its own, which is over when the server has closed it too.
 //
 // The servers take turns, in slices so short that whatever else the machine does hits all of them alike; the order is
 // turned round with each slice. A slice ends when every message is answered, so a server has no work outside its own.
@@ -14,6 +16,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <string>
+#include <string_view>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -62,24 +65,26 @@ struct Figures {
 };
 
 struct Connection {
-    int fd;
-    std::size_t received;
+    int fd = -1;
+    std::size_t received = 0;
 };
+
+enum class Anew : bool { kNo, kYes };
 
 class Load {
 public:
-    Load(int port, pid_t server, int connections, std::size_t bytes)
-        : epoll_(checked(epoll_create1(EPOLL_CLOEXEC), "epoll_create1")), message_(bytes, 'x') {
+    Load(int port, pid_t server, int connections, std::size_t bytes, Anew anew)
+        : epoll_(checked(epoll_create1(EPOLL_CLOEXEC), "epoll_create1")),
+          port_(port),
+          message_(bytes, 'x'),
+          anew_(anew),
+          connections_(static_cast<std::size_t>(connections)) {
         if (clock_getcpuclockid(server, &server_clock_) != 0) {
             std::fputs("there is no such server process\n", stderr);
             std::exit(1);
         }
-        for (int index = 0; index < connections; ++index) {
-            connections_.push_back({connect_to(port), 0});
-            epoll_event event{};
-            event.events = EPOLLIN;
-            event.data.u32 = static_cast<std::uint32_t>(index);
-            checked(epoll_ctl(epoll_, EPOLL_CTL_ADD, connections_.back().fd, &event), "epoll_ctl");
+        for (Connection& connection : connections_) {
+            open(connection);
         }
     }
 
@@ -89,7 +94,7 @@ public:
         const std::int64_t server_start = read_clock(server_clock_);
         std::int64_t messages = 0;
         std::size_t under_way = connections_.size();
-        for (const Connection& connection : connections_) {
+        for (Connection& connection : connections_) {
             ask(connection);
         }
         while (under_way > 0) {
@@ -117,16 +122,33 @@ public:
     }
 
 private:
-    void ask(const Connection& connection) {
+    void open(Connection& connection) {
+        connection = {connect_to(port_)};
+        epoll_event event{};
+        event.events = EPOLLIN;
+        event.data.u32 = static_cast<std::uint32_t>(&connection - connections_.data());
+        checked(epoll_ctl(epoll_, EPOLL_CTL_ADD, connection.fd, &event), "epoll_ctl");
+    }
+
+    void ask(Connection& connection) {
+        if (connection.fd < 0) {
+            open(connection);
+        }
         if (send(connection.fd, message_.data(), message_.size(), 0) != static_cast<ssize_t>(message_.size())) {
             std::perror("send");
             std::exit(1);
         }
     }
 
+    /// Returns whether the message is over, and with `anew` its connection.
     bool take_answer(Connection& connection) {
         char buffer[65536];
         const ssize_t size = recv(connection.fd, buffer, sizeof buffer, 0);
+        if (size == 0 && anew_ == Anew::kYes && connection.received == message_.size()) {
+            close(connection.fd);
+            connection = {};
+            return true;
+        }
         if (size <= 0) {
             std::fputs("the server closed a connection\n", stderr);
             std::exit(1);
@@ -135,12 +157,18 @@ private:
         if (connection.received < message_.size()) {
             return false;
         }
+        if (anew_ == Anew::kYes) {
+            shutdown(connection.fd, SHUT_WR);
+            return false;
+        }
         connection.received = 0;
         return true;
     }
 
     const int epoll_;
+    const int port_;
     const std::string message_;
+    const Anew anew_;
     clockid_t server_clock_{};
     std::vector<Connection> connections_;
 };
@@ -148,8 +176,14 @@ private:
 }  // namespace
 
 int main(int count, char** arguments) {
+    Anew anew = Anew::kNo;
+    if (count > 1 && std::string_view(arguments[1]) == "anew") {
+        anew = Anew::kYes;
+        --count;
+        ++arguments;
+    }
     if (count < 6) {
-        std::fputs("usage: echo_load CONNECTIONS BYTES SLICES SLICE_MILLISECONDS PORT:PID...\n", stderr);
+        std::fputs("usage: echo_load [anew] CONNECTIONS BYTES SLICES SLICE_MILLISECONDS PORT:PID...\n", stderr);
         return 2;
     }
     const int connections = std::atoi(arguments[1]);
@@ -163,7 +197,7 @@ int main(int count, char** arguments) {
         if (std::sscanf(arguments[index], "%d:%d", &port, &pid) != 2) {
             return 2;
         }
-        loads.emplace_back(port, pid, connections, bytes);
+        loads.emplace_back(port, pid, connections, bytes, anew);
         loads.back().run_slice(slice);  // warm-up
     }
     std::vector<Figures> figures(loads.size());

@@ -14,6 +14,7 @@ from measure import Bench, Figures, ProgramFailed, Result, cpu_per_operation
 
 CONNECTIONS = 200
 TLS_CONNECTIONS = 50
+NEW_CONNECTIONS = 50  # at a time
 SLICES = 30
 SLICE_MILLISECONDS = 50
 
@@ -28,6 +29,7 @@ def measure(bench: Bench) -> list[Result]:
         _echo(bench, "streams", 0.8),
         _echo(bench, "sock", 0.6),
         _echo(bench, "tls", 0.9),
+        _connections(bench),
     ]
 
 
@@ -108,6 +110,19 @@ def _echo(bench: Bench, kind: str, limit: float) -> Result:
     def fill() -> None:
         for _ in range(bench.rounds):
             figures = _one_round(bench, _sides(bench, *words), connections, 64, load)
+            result.figures.append(figures)
+            result.rounds.append(cpu_per_operation(figures["ours"]) / cpu_per_operation(figures["uvloop"]))
+
+    return _guarded(result, fill)
+
+
+def _connections(bench: Bench) -> Result:
+    result = Result("loop_connections", "accept, echo 64 B, close / uvloop", "ratio", 0.9)
+    load = [*bench.compiled("echo_load"), "anew"]
+
+    def fill() -> None:
+        for _ in range(bench.rounds):
+            figures = _one_round(bench, _sides(bench, "protocol"), NEW_CONNECTIONS, 64, load)
             result.figures.append(figures)
             result.rounds.append(cpu_per_operation(figures["ours"]) / cpu_per_operation(figures["uvloop"]))
 
