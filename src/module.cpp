@@ -609,6 +609,7 @@ PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"end_preemption", end_preemption, METH_NOARGS, nullptr},
                            {"report_uncaught", report_uncaught, METH_O, nullptr},
                            {"end_by_interrupt", end_by_interrupt, METH_NOARGS, nullptr},
+                           {"adopt_transports", _PyCFunction_CAST(loop::adopt_transports), METH_FASTCALL, nullptr},
                            {"adopt_asyncio", _PyCFunction_CAST(loop::adopt_asyncio), METH_FASTCALL, nullptr},
                            {"register_fork_hooks", register_fork_hooks, METH_NOARGS, nullptr},
                            {}};

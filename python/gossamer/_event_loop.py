@@ -16,10 +16,11 @@ import selectors
 import signal
 import socket
 import sys
+import weakref
 from asyncio import base_events as _base_events
-from asyncio import constants, coroutines, format_helpers
+from asyncio import constants, coroutines, format_helpers, trsock
 from asyncio.log import logger
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context
 from types import FrameType
 from typing import Any, cast
@@ -81,6 +82,38 @@ class _NoSelector(selectors.BaseSelector):
         self._loop = None
 
 
+class _Transports(weakref.WeakValueDictionary[int, Any]):
+    """Which transport uses a descriptor: ours, which the loop knows, and asyncio's own, which are in the dictionary."""
+
+    def __init__(self, loop: EventLoop) -> None:
+        super().__init__()
+        self._loop = weakref.ref(loop)
+
+    def get(self, fd: int, default: Any = None) -> Any:
+        loop = self._loop()
+        transport = None if loop is None else loop._transport_of(fd)
+        return super().get(fd, default) if transport is None else transport
+
+    def __getitem__(self, fd: int) -> Any:
+        transport = self.get(fd)
+        if transport is None:
+            raise KeyError(fd)
+        return transport
+
+    def __setitem__(self, fd: int, transport: Any) -> None:
+        if isinstance(transport, _core.SocketTransportBase):
+            transport._loop._show_transport(fd, transport)
+        else:
+            super().__setitem__(fd, transport)
+
+    def __delitem__(self, fd: int) -> None:
+        transport = self[fd]
+        if isinstance(transport, _core.SocketTransportBase):
+            transport._loop._hide_transport(fd, transport)
+        else:
+            super().__delitem__(fd)
+
+
 class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
     """An asyncio event loop that runs in a virtual thread, beside others.
 
@@ -95,6 +128,7 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
     _transports: Any
     _signal_handlers: dict[int, asyncio.Handle]
     _ensure_fd_no_transport: Callable[[Any], None]
+    _accept_connection2: Callable[..., Coroutine[Any, Any, None]]
     _check_closed: Callable[[], None]
     _check_signal: Callable[[Any], None]
     _handle_signal: Callable[[int], None]
@@ -104,6 +138,8 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         selector = _NoSelector()
         super().__init__(selector)
         selector.attach(self)
+        self._transports = _Transports(self)
+        self._acceptors: dict[int, _core.Acceptor] = {}
         self._blocking = blocking
 
     def _make_self_pipe(self) -> None:
@@ -182,7 +218,70 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         SocketTransport(self, rawsock, ssl_protocol, extra=extra, server=server, context=context)
         return ssl_protocol._app_transport
 
+    # --- Servers ---
+
+    def _start_serving(
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        sock: socket.socket,
+        sslcontext: Any = None,
+        server: Any = None,
+        backlog: int = 100,
+        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+        context: Context | None = None,
+    ) -> None:
+        timeouts = ssl_handshake_timeout, ssl_shutdown_timeout
+        if type(sock) is not socket.socket:
+            # Whatever has methods of its own is the business of asyncio's own code.
+            start: Callable[..., None] = super()._start_serving  # type: ignore[misc]
+            start(protocol_factory, sock, sslcontext, server, backlog, *timeouts, **_given(context))
+            return
+
+        def accept_tls(connection: socket.socket, peername: Any, own_context: Context | None) -> None:
+            accepting = self._accept_connection2(
+                protocol_factory,
+                connection,
+                {"peername": peername},
+                sslcontext,
+                server,
+                *timeouts,
+                **_given(own_context),
+            )
+            self.create_task(accepting, **_given(own_context))
+
+        self._stop_accepting(sock.fileno())
+        self._acceptors[sock.fileno()] = self._accept_on(
+            sock, protocol_factory, server, backlog, context, accept_tls if sslcontext else None
+        )
+
+    def _stop_serving(self, sock: socket.socket) -> None:
+        self._stop_accepting(sock.fileno())
+        super()._stop_serving(sock)  # type: ignore[misc]
+
+    def _stop_accepting(self, fd: int) -> None:
+        acceptor = self._acceptors.pop(fd, None)
+        if acceptor is not None:
+            acceptor.stop()
+
     # --- Called from C++, by name ---
+
+    def _resume_accepting_later(self, acceptor: _core.Acceptor) -> None:
+        self.call_later(constants.ACCEPT_RETRY_DELAY, acceptor.resume)
+
+    def _report_accept_error(self, message: str, error: OSError, sock: socket.socket) -> None:
+        self.call_exception_handler({"message": message, "exception": error, "socket": trsock.TransportSocket(sock)})
+
+    def _note_connection(self, server: Any, peername: Any, connection: socket.socket) -> None:
+        logger.debug("%r got a new connection from %r: %r", server, peername, connection)
+
+    def _note_refused_connection(self, error: BaseException, protocol: asyncio.BaseProtocol | None) -> None:
+        if not self.get_debug():
+            return
+        context = {"message": "Error on transport creation for incoming connection", "exception": error}
+        if protocol is not None:
+            context["protocol"] = protocol
+        self.call_exception_handler(context)
 
     def _run_debugging(self, handle: asyncio.Handle) -> None:
         self._current_handle = handle
@@ -245,6 +344,11 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
                 raise RuntimeError(f"sig {sig} cannot be caught") from None
             raise
         return True
+
+
+def _given(context: Context | None) -> dict[str, Context]:
+    """Return the argument ``context``, if there is one: not every version's methods have it."""
+    return {} if context is None else {"context": context}
 
 
 def new_event_loop(*, blocking: str = "park") -> EventLoop:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transports: what happens once in a connection's life. The rest is C++ (``src/loop/transport.hpp``)."""
+"""Transports: what happens at the end of a connection's life. The rest is C++ (``src/loop/transport_base.hpp``)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import asyncio
 import socket
 import sys
 import warnings
-from asyncio import base_events as _base_events
 from asyncio import constants, trsock
-from asyncio import futures as _futures
 from asyncio.log import logger
 from contextvars import Context
 from typing import Any
@@ -20,10 +18,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gossamer._event_loop import EventLoop
 
-# Of these, names are used that are asyncio's own, and that type checkers do not know.
-base_events: Any = _base_events
-futures: Any = _futures
-
 _SERVER_WANTS_TRANSPORTS = sys.version_info >= (3, 13)
 
 
@@ -32,7 +26,6 @@ class SocketTransport(_core.SocketTransportBase):
 
     _start_tls_compatible = True
     _sendfile_compatible = constants._SendfileMode.TRY_NATIVE
-    _server: Any = None
 
     def __init__(
         self,
@@ -45,32 +38,7 @@ class SocketTransport(_core.SocketTransportBase):
         context: Context | None = None,
     ) -> None:
         super().__init__(extra)
-        self._context = context  # of the protocol's calls; None: of whoever has them made
-        self._open(loop, sock, protocol, sock.fileno(), sock.family, context)
-        known = self._extra
-        known["socket"] = trsock.TransportSocket(sock)
-        try:
-            known["sockname"] = sock.getsockname()
-        except OSError:
-            known["sockname"] = None
-        if "peername" not in known:
-            try:
-                known["peername"] = sock.getpeername()
-            except OSError:
-                known["peername"] = None
-        if server is not None:
-            self._server = server
-            if _SERVER_WANTS_TRANSPORTS:
-                server._attach(self)
-            else:
-                server._attach()
-        loop._transports[self._sock_fd] = self
-        base_events._set_nodelay(sock)
-        loop.call_soon(protocol.connection_made, self, context=context)
-        # Only then may data come, and only then is whoever made the connection told.
-        loop.call_soon(self._start_reading, context=context)
-        if waiter is not None:
-            loop.call_soon(futures._set_result_unless_cancelled, waiter, None, context=context)
+        self._open(loop, sock, protocol, waiter, server, context)
 
     def __repr__(self) -> str:
         words = [type(self).__name__]
@@ -89,7 +57,7 @@ class SocketTransport(_core.SocketTransportBase):
         if self._sock is not None:
             _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
             self._sock.close()
-            self._leave_server()
+            self._leave(self._server)
 
     def abort(self) -> None:
         """Close at once; what was not sent is lost."""
@@ -142,9 +110,6 @@ class SocketTransport(_core.SocketTransportBase):
         elif self._eof:
             self._sock.shutdown(socket.SHUT_WR)
 
-    def _schedule_connection_lost(self, error: BaseException | None) -> None:
-        self._loop.call_soon(self._call_connection_lost, error, context=self._context)
-
     def _warn_of_lost_write(self) -> None:
         logger.warning("socket.send() raised exception.")
 
@@ -166,7 +131,7 @@ class SocketTransport(_core.SocketTransportBase):
     # --- The end ---
 
     def _call_connection_lost(self, error: BaseException | None) -> None:
-        sock, waiter = self._sock, self._empty_waiter
+        sock, waiter, server = self._sock, self._empty_waiter, self._server
         if sock is None:
             return
         try:
@@ -174,14 +139,16 @@ class SocketTransport(_core.SocketTransportBase):
         finally:
             self._finish()
             sock.close()
-            self._leave_server()
+            self._leave(server)
             if waiter is not None and not waiter.done():
                 waiter.set_exception(ConnectionError("Connection is closed by peer"))
 
-    def _leave_server(self) -> None:
-        server, self._server = self._server, None
+    def _leave(self, server: Any) -> None:
         if server is not None:
             if _SERVER_WANTS_TRANSPORTS:
                 server._detach(self)
             else:
                 server._detach()
+
+
+_core.adopt_transports(SocketTransport, trsock.TransportSocket)

@@ -26,6 +26,8 @@ public:
     }
 
     int get() const noexcept { return fd_; }
+    /// Hands the descriptor to the caller.
+    int release() noexcept { return std::exchange(fd_, -1); }
 
 private:
     int fd_ = -1;

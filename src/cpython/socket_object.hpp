@@ -8,6 +8,9 @@
 #include <cstdint>
 #include <sys/socket.h>
 
+#include "core/file_descriptor.hpp"
+#include "cpython/ref.hpp"
+
 namespace gossamer::cpython {
 
 struct SocketWords {
@@ -27,5 +30,10 @@ struct SocketWords {
 };
 
 inline SocketWords& words_of_socket(PyObject* socket) noexcept { return *reinterpret_cast<SocketWords*>(socket); }
+
+/// A socket.socket of the connection `fd`, which is non-blocking and was accepted from `listener`; `io_refs_offset` and
+/// `closed_offset` are those of the class's own fields. Takes the descriptor over, in any case. Throws ErrorSet.
+Ref new_connected_socket(PyTypeObject* type, core::FileDescriptor fd, PyObject* listener, Py_ssize_t io_refs_offset,
+                         Py_ssize_t closed_offset);
 
 }  // namespace gossamer::cpython

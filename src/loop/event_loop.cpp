@@ -87,12 +87,32 @@ void EventLoop::check_open() const {
     }
 }
 
-void EventLoop::check_no_transport(int fd) {
-    if (!transports_) {
-        const Ref mapping = steal(PyObject_GetAttrString(object_, "_transports"));
-        transports_ = steal(PyObject_GetAttrString(mapping.ptr(), "data"));
+void EventLoop::add_transport(int fd, PyObject* transport) {
+    const auto index = static_cast<std::size_t>(fd);
+    if (index >= transports_.size()) {
+        transports_.resize(std::max(index + 1, 2 * transports_.size()));
     }
-    if (PyDict_Check(transports_.ptr()) && PyDict_GET_SIZE(transports_.ptr()) == 0) {
+    transports_[index] = transport;
+}
+
+void EventLoop::remove_transport(int fd, PyObject* transport) noexcept {
+    if (transport_of(fd) == transport) {
+        transports_[static_cast<std::size_t>(fd)] = nullptr;
+    }
+}
+
+PyObject* EventLoop::transport_of(int fd) const noexcept {
+    const auto index = static_cast<std::size_t>(fd);
+    return fd >= 0 && index < transports_.size() ? transports_[index] : nullptr;
+}
+
+void EventLoop::check_no_transport(int fd) {
+    if (!other_transports_) {
+        const Ref mapping = steal(PyObject_GetAttrString(object_, "_transports"));
+        other_transports_ = steal(PyObject_GetAttrString(mapping.ptr(), "data"));
+    }
+    if (transport_of(fd) == nullptr && PyDict_Check(other_transports_.ptr()) &&
+        PyDict_GET_SIZE(other_transports_.ptr()) == 0) {
         return;
     }
     steal(PyObject_CallMethod(object_, "_ensure_fd_no_transport", "i", fd));
@@ -115,6 +135,24 @@ void EventLoop::push_ready(Runnable& runnable) {
     io_ready_.push(&runnable);
     Py_INCREF(runnable.owner());
     wake_if_idle();
+}
+
+void EventLoop::call_method_soon(PyObject* object, PyObject* name, PyObject* const* args, Py_ssize_t count,
+                                 PyObject* context) {
+    check_open();
+    const Ref method = steal(PyObject_GetAttr(object, name));
+    push_ready(make_handle(parts_, object_, method.ptr(), args, count, context));
+}
+
+void EventLoop::report_failed_call(PyObject* object, PyObject* name, PyObject* argument) {
+    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) || PyErr_ExceptionMatches(PyExc_SystemExit)) {
+        throw cpython::ErrorSet{};
+    }
+    const Ref error = Ref::steal_or_null(PyErr_GetRaisedException());
+    const Ref method = steal(PyObject_GetAttr(object, name));
+    const Ref handle = make_handle(parts_, object_, method.ptr(), &argument, argument == nullptr ? 0 : 1, nullptr);
+    PyErr_SetRaisedException(Py_NewRef(error.ptr()));
+    report_error(handle.ptr());
 }
 
 void EventLoop::push_from_anywhere(Ref handle) {
@@ -299,7 +337,7 @@ void EventLoop::close() {
         has_incoming_.store(false);
     }
     const auto bare_watches = std::exchange(bare_watches_, {});
-    const Ref transports = std::move(transports_);
+    const Ref transports = std::move(other_transports_);
     for (LoopWatch::Membership* member = watches_.front(); member != nullptr; member = watches_.next_of(*member)) {
         if (PyObject* held = std::exchange(member->watch->held_, nullptr)) {
             dead.push_back(held);
@@ -323,7 +361,7 @@ int EventLoop::traverse(visitproc visit, void* arg) {
     for (PyObject* handle : incoming_) {
         visit_one(handle);
     }
-    visit_one(transports_.ptr());
+    visit_one(other_transports_.ptr());
     for (LoopWatch::Membership* member = watches_.front(); member != nullptr; member = watches_.next_of(*member)) {
         visit_one(member->watch->held_);
     }

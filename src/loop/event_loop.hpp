@@ -59,7 +59,13 @@ public:
     void push_ready(cpython::Ref handle);
     void push_ready(Runnable& runnable);
 
-    /// The same, from any thread.
+    /// loop.call_soon(object.name, args..., context=context); `context` may be null.
+    void call_method_soon(PyObject* object, PyObject* name, PyObject* const* args, Py_ssize_t count, PyObject* context);
+    /// Reports the exception that is set as that of a callback `object.name(argument)`, unless it ends the program. Throws
+    /// ErrorSet then. `argument` may be null.
+    void report_failed_call(PyObject* object, PyObject* name, PyObject* argument);
+
+    /// As push_ready, from any thread.
     void push_from_anywhere(cpython::Ref handle);
 
     void arm_timer(cpython::Ref timer_handle, double when);
@@ -81,6 +87,11 @@ public:
 
     /// Keeps account of an operation that waits in the hub's reactor.
     void add_operation(WaitingOperation& operation) noexcept { operations_.push_back(operation); }
+
+    /// Which transport of ours uses a descriptor. Borrowed: a transport takes itself off.
+    void add_transport(int fd, PyObject* transport);
+    void remove_transport(int fd, PyObject* transport) noexcept;
+    PyObject* transport_of(int fd) const noexcept;
 
     /// Throws ErrorSet (RuntimeError) when a transport of the loop uses the descriptor.
     void check_no_transport(int fd);
@@ -141,8 +152,9 @@ private:
     core::IntrusiveList<Activity> active_;
     core::IntrusiveList<WaitingOperation> operations_;
     std::unordered_map<int, std::unique_ptr<BareWatch>> bare_watches_;
-    cpython::Ref transports_;    // the dictionary of asyncio's _transports, once it was needed
-    std::vector<int> rechecks_;  // descriptors whose callback was queued since the last look
+    std::vector<PyObject*> transports_;  // by descriptor; borrowed
+    cpython::Ref other_transports_;      // the dictionary of asyncio's _transports, once it was needed
+    std::vector<int> rechecks_;          // descriptors whose callback was queued since the last look
     std::uint64_t turn_ = 0;
     int turns_since_look_ = 0;
     core::Nanoseconds last_look_{};

@@ -5,8 +5,10 @@
 #include <new>
 
 #include "cpython/error.hpp"
+#include "loop/acceptor.hpp"
 #include "loop/event_loop.hpp"
 #include "loop/socket_operation.hpp"
+#include "loop/transport.hpp"
 
 namespace gossamer::loop {
 
@@ -233,6 +235,37 @@ PyObject* watched(PyObject* self, PyObject* file) {
     });
 }
 
+/// _transport_of(fd): the transport of ours that uses the descriptor, or None.
+PyObject* transport_of(PyObject* self, PyObject* fd) {
+    return guarded<PyObject*>(nullptr, [&] {
+        int number = -1;
+        if (!PyArg_Parse(fd, "i:_transport_of", &number)) {
+            throw cpython::ErrorSet{};
+        }
+        PyObject* transport = loop_of(self).transport_of(number);
+        return Py_NewRef(transport == nullptr ? Py_None : transport);
+    });
+}
+
+/// _show_transport(fd, transport), _hide_transport(fd, transport): puts it where _transport_of finds it, and takes it off.
+template <bool is_shown>
+PyObject* show_transport(PyObject* self, PyObject* args) {
+    return guarded<PyObject*>(nullptr, [&] {
+        EventLoop& loop = loop_of(self);
+        int fd = -1;
+        PyObject* transport = nullptr;
+        if (!PyArg_ParseTuple(args, "iO!", &fd, loop.parts().socket_transport_type, &transport)) {
+            throw cpython::ErrorSet{};
+        }
+        if (!is_shown) {
+            loop.remove_transport(fd, transport);
+        } else if (fd == fd_of_transport(loop.parts(), transport)) {  // which takes itself off
+            loop.add_transport(fd, transport);
+        }
+        Py_RETURN_NONE;
+    });
+}
+
 PyObject* forget_everything(PyObject* self, PyObject*) {
     return guarded<PyObject*>(nullptr, [&] {
         loop_of(self).close();
@@ -323,6 +356,10 @@ PyMethodDef methods[] = {
     {"_add_writer", _PyCFunction_CAST(add_bare<Interest::kWrite>), METH_FASTCALL | METH_KEYWORDS, nullptr},
     {"_remove_reader", remove_bare<Interest::kRead>, METH_O, nullptr},
     {"_remove_writer", remove_bare<Interest::kWrite>, METH_O, nullptr},
+    {"_accept_on", accept_on, METH_VARARGS, nullptr},
+    {"_transport_of", transport_of, METH_O, nullptr},
+    {"_show_transport", show_transport<true>, METH_VARARGS, nullptr},
+    {"_hide_transport", show_transport<false>, METH_VARARGS, nullptr},
     {"_add_callback", add_callback, METH_O, nullptr},
     {"_add_callback_signalsafe", add_callback_signalsafe, METH_O, nullptr},
     {"_watched", watched, METH_O, nullptr},

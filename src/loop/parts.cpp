@@ -4,6 +4,7 @@
 #include "loop/parts.hpp"
 
 #include "cpython/ref.hpp"
+#include "loop/acceptor.hpp"
 #include "loop/event_loop.hpp"
 #include "loop/handle.hpp"
 #include "loop/socket_operation.hpp"
@@ -25,6 +26,23 @@ Py_ssize_t offset_of_slot(PyObject* type, const char* name) {
     return member.offset;
 }
 
+namespace {
+
+void intern_names(TransportParts& parts) {
+    const auto intern = [](const char* name) { return steal(PyUnicode_InternFromString(name)).release(); };
+    parts.connection_made = intern("connection_made");
+    parts.finish_beginning = intern("_finish_beginning");
+    parts.call_connection_lost = intern("_call_connection_lost");
+    parts.socket = intern("socket");
+    parts.sockname = intern("sockname");
+    parts.peername = intern("peername");
+    parts.getsockname = intern("getsockname");
+    parts.getpeername = intern("getpeername");
+    parts.attach = intern("_attach");
+}
+
+}  // namespace
+
 void create_parts(PyObject* module) {
     auto* parts = new Parts;
     cpython::state_of_module(module).loop_parts = parts;
@@ -41,6 +59,8 @@ void create_parts(PyObject* module) {
     parts->future_blocking_name = steal(PyUnicode_InternFromString("_asyncio_future_blocking")).release();
     parts->done_name = steal(PyUnicode_InternFromString("done")).release();
     parts->set_result_name = steal(PyUnicode_InternFromString("set_result")).release();
+    intern_names(parts->transports);
+    parts->acceptor_type = create_acceptor_type(module);
     parts->socket_operation_type = create_socket_operation_type(module);
     parts->event_loop_type = create_event_loop_type(module);
     cpython::check(PyModule_AddObjectRef(module, "EventLoopBase", reinterpret_cast<PyObject*>(parts->event_loop_type)));
@@ -58,6 +78,9 @@ int traverse_parts(Parts* parts, visitproc visit, void* arg) {
         Py_VISIT(parts->streams.data_received);
         Py_VISIT(parts->streams.feed_data);
         Py_VISIT(parts->streams.wakeup_waiter);
+        Py_VISIT(parts->transports.socket_transport);
+        Py_VISIT(parts->transports.transport_socket);
+        Py_VISIT(reinterpret_cast<PyObject*>(parts->acceptor_type));
         Py_VISIT(parts->thread_safe_handle);
         Py_VISIT(reinterpret_cast<PyObject*>(parts->socket_operation_type));
         Py_VISIT(parts->socket_type);
@@ -78,6 +101,8 @@ void clear_parts(Parts* parts) noexcept {
         Py_CLEAR(parts->timer_handle_type);
         Py_CLEAR(parts->socket_transport_type);
         parts->streams.for_each([](PyObject*& place) { Py_CLEAR(place); });
+        parts->transports.for_each([](PyObject*& place) { Py_CLEAR(place); });
+        Py_CLEAR(parts->acceptor_type);
         Py_CLEAR(parts->thread_safe_handle);
         Py_CLEAR(parts->socket_operation_type);
         Py_CLEAR(parts->socket_type);
@@ -121,7 +146,23 @@ PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t coun
             adopt_streams(parts, args[8], args[9]);
             parts.selector_loop_type = Py_NewRef(args[6]);
             parts.socket_type = Py_NewRef(args[7]);
+            parts.io_refs_offset = offset_of_slot(args[7], "_io_refs");
+            parts.closed_offset = offset_of_slot(args[7], "_closed");
             parts.thread_safe_handle = args[5] == Py_None ? nullptr : Py_NewRef(args[5]);
+        }
+        Py_RETURN_NONE;
+    });
+}
+
+PyObject* adopt_transports(PyObject* module, PyObject* const* args, Py_ssize_t count) {
+    return guarded<PyObject*>(nullptr, [&] {
+        if (count != 2) {
+            cpython::raise(PyExc_TypeError, "adopt_transports() takes two classes");
+        }
+        TransportParts& parts = cpython::state_of_module(module).loop_parts->transports;
+        if (parts.socket_transport == nullptr) {
+            parts.socket_transport = Py_NewRef(args[0]);
+            parts.transport_socket = Py_NewRef(args[1]);
         }
         Py_RETURN_NONE;
     });

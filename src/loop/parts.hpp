@@ -56,6 +56,31 @@ struct StreamParts {
     }
 };
 
+/// What transports and servers call and are made of. Owned.
+struct TransportParts {
+    PyObject* socket_transport = nullptr;  // our Python classes, and one of asyncio's
+    PyObject* transport_socket = nullptr;
+    // interned names
+    PyObject* connection_made = nullptr;
+    PyObject* finish_beginning = nullptr;      // "_finish_beginning"
+    PyObject* call_connection_lost = nullptr;  // "_call_connection_lost"
+    PyObject* socket = nullptr;
+    PyObject* sockname = nullptr;
+    PyObject* peername = nullptr;
+    PyObject* getsockname = nullptr;
+    PyObject* getpeername = nullptr;
+    PyObject* attach = nullptr;  // "_attach"
+
+    template <typename Visit>
+    void for_each(Visit visit) {
+        for (PyObject** place :
+             {&socket_transport, &transport_socket, &connection_made, &finish_beginning, &call_connection_lost, &socket,
+              &sockname, &peername, &getsockname, &getpeername, &attach}) {
+            visit(*place);
+        }
+    }
+};
+
 struct Parts {
     PyTypeObject* event_loop_type = nullptr;
     PyTypeObject* asyncio_handle = nullptr;  // null until asyncio was adopted
@@ -64,6 +89,7 @@ struct Parts {
     PyTypeObject* timer_handle_type = nullptr;
     PyTypeObject* socket_transport_type = nullptr;
     PyTypeObject* socket_operation_type = nullptr;
+    PyTypeObject* acceptor_type = nullptr;
     PyObject* socket_type = nullptr;         // socket.socket
     PyObject* selector_loop_type = nullptr;  // asyncio.SelectorEventLoop
     PyObject* future_type = nullptr;
@@ -83,9 +109,12 @@ struct Parts {
     PyObject* set_result_name = nullptr;
     HandleFields fields;
     StreamParts streams;
+    TransportParts transports;
     Py_ssize_t timer_offset = 0;      // of what is ours in a TimerHandle
-    Py_ssize_t transport_offset = 0;  // of what is ours in a SocketTransportBase
-    Py_ssize_t extra_offset = 0;      // of the field of an asyncio.Transport
+    Py_ssize_t transport_offset = 0;  // of what is ours in a transport
+    Py_ssize_t io_refs_offset = 0;    // of fields of a socket.socket
+    Py_ssize_t closed_offset = 0;
+    Py_ssize_t extra_offset = 0;  // of the field of an asyncio.Transport
 #ifndef Py_GIL_DISABLED
     std::vector<PyObject*> spare_handles;  // dead, of handle_type
 #endif
@@ -100,6 +129,9 @@ void free_parts(Parts* parts) noexcept;
 /// adopt_asyncio(Handle, TimerHandle, Future, Transport, BufferedProtocol, _ThreadSafeHandle or None, SelectorEventLoop,
 /// socket.socket, StreamReaderProtocol, StreamReader)
 PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t count);
+
+/// adopt_transports(SocketTransport, asyncio.trsock.TransportSocket)
+PyObject* adopt_transports(PyObject* module, PyObject* const* args, Py_ssize_t count);
 
 /// A new future of `loop`.
 cpython::Ref create_future(const Parts& parts, PyObject* loop);

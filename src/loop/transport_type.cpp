@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python class around SocketTransport.
+// The Python classes around transports.
 #include "cpython/api.hpp"
 
+#include <memory>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <new>
 #include <sys/socket.h>
 
 #include "cpython/error.hpp"
+#include "cpython/socket_address.hpp"
+#include "cpython/socket_object.hpp"
 #include "loop/transport.hpp"
 
 namespace gossamer::loop {
@@ -13,11 +18,14 @@ namespace gossamer::loop {
 using cpython::guarded;
 using cpython::Ref;
 using cpython::steal;
+using cpython::words_of_socket;
 
 namespace {
 
-/// What is ours in an instance; empty until _open.
-using Storage = std::optional<SocketTransport>;
+constexpr bool kServersWantTransports = cpython::kPython313;  // Server._attach(transport)
+
+/// What is ours in an instance; empty until it is opened. The Python class says which transport it is.
+using Storage = std::unique_ptr<Transport>;
 
 Parts& parts_of_instance(PyObject* self) noexcept {
     // Safety: our class is among the bases of the instance's, so the module is found.
@@ -31,45 +39,133 @@ Storage& storage_of(const Parts& parts, PyObject* self) noexcept {
 
 Storage& storage_of(PyObject* self) noexcept { return storage_of(parts_of_instance(self), self); }
 
-SocketTransport& transport_of(PyObject* self, PyTypeObject* defining_class) {
-    Storage& storage = storage_of(parts_of_type(defining_class), self);
+/// The transport of an instance of the Python class that belongs to `T`. Throws ErrorSet.
+template <typename T = Transport>
+T& transport_of(const Parts& parts, PyObject* self) {
+    Storage& storage = storage_of(parts, self);
     if (!storage) {
         cpython::raise(PyExc_RuntimeError, "the transport was not opened");
     }
-    return *storage;
+    return static_cast<T&>(*storage);
 }
 
-SocketTransport& transport_of(PyObject* self) {
-    Storage& storage = storage_of(self);
-    if (!storage) {
-        cpython::raise(PyExc_RuntimeError, "the transport was not opened");
+template <typename T = Transport>
+T& transport_of(PyObject* self) {
+    return transport_of<T>(parts_of_instance(self), self);
+}
+
+// ---- the beginning ----
+
+/// An address of a socket, or None. `ask`: getsockname(2) or getpeername(2); `method` is Python's.
+Ref address_of(const Parts& parts, PyObject* socket, int (*ask)(int, sockaddr*, socklen_t*), PyObject* method) {
+    if (Py_TYPE(socket) == reinterpret_cast<PyTypeObject*>(parts.socket_type)) {
+        cpython::SocketAddress address;
+        if (ask(words_of_socket(socket).fd, address.ptr(), &address.size) != 0) {
+            return cpython::borrow(Py_None);
+        }
+        if (Ref object = cpython::address_object(address)) {
+            return object;
+        }
     }
-    return *storage;
+    PyObject* object = PyObject_CallMethodNoArgs(socket, method);
+    if (object == nullptr && PyErr_ExceptionMatches(PyExc_OSError)) {
+        PyErr_Clear();
+        object = Py_NewRef(Py_None);
+    }
+    return steal(object);
 }
 
-/// _open(loop, socket, protocol, fd, family, context); `context` None: a copy of the current one.
+int ask_sockname(int fd, sockaddr* address, socklen_t* size) { return ::getsockname(fd, address, size); }
+int ask_peername(int fd, sockaddr* address, socklen_t* size) { return ::getpeername(fd, address, size); }
+
+/// Fills in what get_extra_info() says of the socket.
+void describe_socket(const Parts& parts, PyObject* self, const Connection& connection) {
+    PyObject*& extra = field_of(self, parts.extra_offset);
+    if (extra == nullptr) {
+        extra = steal(PyDict_New()).release();
+    }
+    const Ref known = cpython::borrow(extra);
+    const TransportParts& transports = parts.transports;
+    const auto set = [&](PyObject* name, const Ref& value) {
+        cpython::check(PyObject_SetItem(known.ptr(), name, value.ptr()));
+    };
+    set(transports.socket, steal(PyObject_CallOneArg(transports.transport_socket, connection.socket)));
+    set(transports.sockname, address_of(parts, connection.socket, ask_sockname, transports.getsockname));
+    if (connection.peername != nullptr) {
+        set(transports.peername, cpython::borrow(connection.peername));
+        return;
+    }
+    const int is_known = PySequence_Contains(known.ptr(), transports.peername);
+    cpython::check(is_known);
+    if (is_known == 0) {
+        set(transports.peername, address_of(parts, connection.socket, ask_peername, transports.getpeername));
+    }
+}
+
+void attach_to_server(const Parts& parts, PyObject* self, PyObject* server) {
+    if (server != Py_None) {
+        transport_of(parts, self).set_server(server);
+        PyObject* args[] = {server, self};
+        const std::size_t count = kServersWantTransports ? 2 : 1;
+        steal(
+            PyObject_VectorcallMethod(parts.transports.attach, args, count | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+    }
+}
+
+void set_nodelay(const cpython::SocketWords& socket) {
+    const int one = 1;
+    if (socket.is_byte_stream() && socket.protocol == IPPROTO_TCP &&
+        ::setsockopt(socket.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) != 0) {
+        cpython::raise_os_error(errno);
+    }
+}
+
+void open_socket(EventLoop& loop, PyObject* self, const Connection& connection) {
+    const Parts& parts = loop.parts();
+    const cpython::SocketWords& words = words_of_socket(connection.socket);
+    if (words.fd < 0) {
+        cpython::raise(PyExc_ValueError, "the socket is closed");
+    }
+    loop.check_open();
+    Storage& storage = storage_of(parts, self);
+    if (storage) {
+        cpython::raise(PyExc_RuntimeError, "the transport is open already");
+    }
+    storage =
+        std::make_unique<SocketTransport>(loop, self, connection.socket, words.fd,
+                                          words.family == AF_INET || words.family == AF_INET6, connection.context);
+    try {
+        storage->set_protocol(connection.protocol);
+        describe_socket(parts, self, connection);
+        attach_to_server(parts, self, connection.server);
+        set_nodelay(words);
+        loop.add_transport(storage->fd(), self);
+        storage->begin(connection.waiter);
+    } catch (...) {
+        storage.reset();  // the socket is still its maker's
+        throw;
+    }
+}
+
+/// _open(loop, socket, protocol, waiter, server, context); `context` None: copies of the current one.
 PyObject* open(PyObject* self, PyObject* args) {
     return guarded<PyObject*>(nullptr, [&] {
+        const Parts& parts = parts_of_instance(self);
         PyObject* loop = nullptr;
-        PyObject* socket = nullptr;
-        PyObject* protocol = nullptr;
-        int fd = -1;
-        int family = 0;
         PyObject* context = nullptr;
-        if (!PyArg_ParseTuple(args, "O!OOiiO:_open", parts_of_instance(self).event_loop_type, &loop, &socket, &protocol,
-                              &fd, &family, &context)) {
+        Connection connection{};
+        if (!PyArg_ParseTuple(args, "O!O!OOOO:_open", parts.event_loop_type, &loop, parts.socket_type,
+                              &connection.socket, &connection.protocol, &connection.waiter, &connection.server,
+                              &context)) {
             throw cpython::ErrorSet{};
         }
-        Storage& storage = storage_of(self);
-        if (storage) {
-            cpython::raise(PyExc_RuntimeError, "the transport is open already");
-        }
-        const Ref own_context = context == Py_None ? steal(PyContext_CopyCurrent()) : cpython::borrow(context);
-        storage.emplace(loop_of(loop), self, socket, fd, family == AF_INET || family == AF_INET6, own_context.ptr());
-        storage->set_protocol(protocol);
+        connection.context = context == Py_None ? nullptr : context;
+        open_socket(loop_of(loop), self, connection);
         Py_RETURN_NONE;
     });
 }
+
+// ---- methods ----
 
 void check_count(const char* name, Py_ssize_t given, Py_ssize_t wanted) {
     if (given != wanted) {
@@ -85,41 +181,28 @@ PyObject* write(PyObject* self, PyTypeObject* defining_class, PyObject* const* a
             count = 1;  // write(data=...)
         }
         check_count("write", count, 1);
-        transport_of(self, defining_class).write(args[0]);
+        transport_of<SocketTransport>(parts_of_type(defining_class), self).write(args[0]);
         Py_RETURN_NONE;
     });
 }
 
 PyObject* writelines(PyObject* self, PyObject* objects) {
     return guarded<PyObject*>(nullptr, [&] {
-        transport_of(self).write_several(objects);
+        transport_of<SocketTransport>(self).write_several(objects);
         Py_RETURN_NONE;
     });
 }
 
 PyObject* is_closing(PyObject* self, PyTypeObject* defining_class, PyObject* const*, Py_ssize_t, PyObject*) {
-    return guarded<PyObject*>(
-        nullptr, [&] { return Py_NewRef(transport_of(self, defining_class).is_closing ? Py_True : Py_False); });
-}
-
-template <void (SocketTransport::*call)()>
-PyObject* simple(PyObject* self, PyObject*) {
     return guarded<PyObject*>(nullptr, [&] {
-        (transport_of(self).*call)();
-        Py_RETURN_NONE;
+        return Py_NewRef(transport_of(parts_of_type(defining_class), self).is_closing ? Py_True : Py_False);
     });
 }
 
-PyObject* pause_reading(PyObject* self, PyObject*) {
+template <void (Transport::*call)()>
+PyObject* simple(PyObject* self, PyObject*) {
     return guarded<PyObject*>(nullptr, [&] {
-        SocketTransport& transport = transport_of(self);
-        if (transport.is_reading()) {
-            transport.pause_reading();
-            if (transport.unsent_bytes() == 0) {
-                const Ref kept = cpython::borrow(self);
-                loop_of(transport.loop_object()).release(transport);
-            }
-        }
+        (transport_of(self).*call)();
         Py_RETURN_NONE;
     });
 }
@@ -147,7 +230,7 @@ PyObject* get_write_buffer_size(PyObject* self, PyObject*) {
 
 PyObject* get_write_buffer_limits(PyObject* self, PyObject*) {
     return guarded<PyObject*>(nullptr, [&] {
-        const SocketTransport& transport = transport_of(self);
+        const Transport& transport = transport_of(self);
         return Py_BuildValue("(nn)", static_cast<Py_ssize_t>(transport.low_water),
                              static_cast<Py_ssize_t>(transport.high_water));
     });
@@ -173,7 +256,7 @@ PyObject* force_close(PyObject* self, PyObject* error) {
     });
 }
 
-template <PyObject* (SocketTransport::*get)() const noexcept>
+template <PyObject* (Transport::*get)() const noexcept>
 PyObject* get_object(PyObject* self, void*) {
     Storage& storage = storage_of(self);
     return object_or_none(storage ? ((*storage).*get)() : nullptr);
@@ -195,37 +278,38 @@ PyObject* get_read_callback(PyObject* self, void*) {
     return object_or_none(storage && !storage->is_closing ? storage->protocol() : nullptr);
 }
 
-int set_socket(PyObject* self, PyObject* value, void*) {
+template <void (Transport::*set)(PyObject*)>
+int set_object(PyObject* self, PyObject* value, void*) {
     return guarded(-1, [&] {
-        transport_of(self).set_socket(value);
+        (transport_of(self).*set)(value == nullptr ? Py_None : value);
         return 0;
     });
 }
 
 PyObject* get_empty_waiter(PyObject* self, void*) {
     Storage& storage = storage_of(self);
-    return object_or_none(storage ? storage->empty_waiter.ptr() : nullptr);
+    return object_or_none(storage ? static_cast<SocketTransport&>(*storage).empty_waiter.ptr() : nullptr);
 }
 
 int set_empty_waiter(PyObject* self, PyObject* value, void*) {
     return guarded(-1, [&] {
         Ref waiter = cpython::borrow(value == Py_None ? nullptr : value);
-        transport_of(self).empty_waiter.swap(waiter);
+        transport_of<SocketTransport>(self).empty_waiter.swap(waiter);
         return 0;
     });
 }
 
-template <bool SocketTransport::* flag>
+template <typename T, bool T::* flag>
 PyObject* get_flag(PyObject* self, void*) {
-    return guarded<PyObject*>(nullptr, [&] { return Py_NewRef(transport_of(self).*flag ? Py_True : Py_False); });
+    return guarded<PyObject*>(nullptr, [&] { return Py_NewRef(transport_of<T>(self).*flag ? Py_True : Py_False); });
 }
 
-template <bool SocketTransport::* flag>
+template <typename T, bool T::* flag>
 int set_flag(PyObject* self, PyObject* value, void*) {
     return guarded(-1, [&] {
         const int is_true = value == nullptr ? 0 : PyObject_IsTrue(value);
         cpython::check(is_true);
-        transport_of(self).*flag = is_true != 0;
+        transport_of<T>(self).*flag = is_true != 0;
         return 0;
     });
 }
@@ -286,9 +370,9 @@ PyMethodDef methods[] = {
      PyDoc_STR("is_closing($self, /)\n--\n\nWhether the transport is closing or closed.")},
     {"is_reading", is_reading, METH_NOARGS,
      PyDoc_STR("is_reading($self, /)\n--\n\nWhether the transport is receiving.")},
-    {"pause_reading", pause_reading, METH_NOARGS,
+    {"pause_reading", simple<&Transport::pause_reading>, METH_NOARGS,
      PyDoc_STR("pause_reading($self, /)\n--\n\nReceive nothing until `resume_reading`.")},
-    {"resume_reading", simple<&SocketTransport::resume_reading>, METH_NOARGS,
+    {"resume_reading", simple<&Transport::resume_reading>, METH_NOARGS,
      PyDoc_STR("resume_reading($self, /)\n--\n\nReceive again.")},
     {"set_protocol", set_protocol, METH_O, PyDoc_STR("set_protocol($self, protocol, /)\n--\n\nSet a new protocol.")},
     {"get_protocol", get_protocol, METH_NOARGS, PyDoc_STR("get_protocol($self, /)\n--\n\nReturn the protocol.")},
@@ -296,29 +380,43 @@ PyMethodDef methods[] = {
      PyDoc_STR("get_write_buffer_size($self, /)\n--\n\nHow many bytes wait to be sent.")},
     {"get_write_buffer_limits", get_write_buffer_limits, METH_NOARGS,
      PyDoc_STR("get_write_buffer_limits($self, /)\n--\n\nThe marks of flow control: (low, high).")},
-    {"close", simple<&SocketTransport::close>, METH_NOARGS,
+    {"close", simple<&Transport::close>, METH_NOARGS,
      PyDoc_STR("close($self, /)\n--\n\nClose once everything is sent.")},
     {"_open", open, METH_VARARGS, nullptr},
-    {"_start_reading", simple<&SocketTransport::start_reading>, METH_NOARGS, nullptr},
+    {"_finish_beginning", simple<&Transport::finish_beginning>, METH_NOARGS, nullptr},
     {"_force_close", force_close, METH_O, nullptr},
-    {"_finish", simple<&SocketTransport::finish>, METH_NOARGS, nullptr},
+    {"_finish", simple<&Transport::finish>, METH_NOARGS, nullptr},
     {"_set_limits", set_limits, METH_VARARGS, nullptr},
     {}};
 
 PyGetSetDef properties[] = {
-    {"_loop", get_object<&SocketTransport::loop_object>, nullptr, nullptr, nullptr},
-    {"_sock", get_object<&SocketTransport::socket>, set_socket, nullptr, nullptr},
+    {"_loop", get_object<&Transport::loop_object>, nullptr, nullptr, nullptr},
+    {"_sock", get_object<&Transport::file>, set_object<&Transport::set_file>, nullptr, nullptr},
+    {"_server", get_object<&Transport::server>, set_object<&Transport::set_server>, nullptr, nullptr},
     {"_read_ready_cb", get_read_callback, nullptr, nullptr, nullptr},
-    {"_protocol", get_object<&SocketTransport::protocol>, set_protocol_field, nullptr, nullptr},
+    {"_protocol", get_object<&Transport::protocol>, set_protocol_field, nullptr, nullptr},
     {"_empty_waiter", get_empty_waiter, set_empty_waiter, nullptr, nullptr},
     {"_sock_fd", get_fd, nullptr, nullptr, nullptr},
     {"_conn_lost", get_lost_count, nullptr, nullptr, nullptr},
-    {"_closing", get_flag<&SocketTransport::is_closing>, nullptr, nullptr, nullptr},
-    {"_paused", get_flag<&SocketTransport::is_paused>, nullptr, nullptr, nullptr},
-    {"_eof", get_flag<&SocketTransport::has_sent_eof>, set_flag<&SocketTransport::has_sent_eof>, nullptr, nullptr},
+    {"_closing", get_flag<Transport, &Transport::is_closing>, nullptr, nullptr, nullptr},
+    {"_paused", get_flag<Transport, &Transport::is_paused>, nullptr, nullptr, nullptr},
+    {"_eof", get_flag<SocketTransport, &SocketTransport::has_sent_eof>,
+     set_flag<SocketTransport, &SocketTransport::has_sent_eof>, nullptr, nullptr},
     {}};
 
 }  // namespace
+
+Ref make_socket_transport(EventLoop& loop, const Connection& connection) {
+    auto* type = reinterpret_cast<PyTypeObject*>(loop.parts().transports.socket_transport);
+    Ref self = steal(transport_new(type, nullptr, nullptr));
+    open_socket(loop, self.ptr(), connection);
+    return self;
+}
+
+int fd_of_transport(const Parts& parts, PyObject* transport) noexcept {
+    const Storage& storage = storage_of(parts, transport);
+    return storage ? storage->fd() : -1;
+}
 
 void create_socket_transport_type(PyObject* module, Parts& parts, PyObject* transport) {
     PyType_Slot slots[] = {{Py_tp_new, reinterpret_cast<void*>(transport_new)},

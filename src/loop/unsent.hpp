@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Bytes that wait to be written, in the order in which they came.
+#pragma once
+
+#include "cpython/api.hpp"
+
+#include <cstddef>
+#include <deque>
+#include <sys/uio.h>
+#include <utility>
+
+#include "cpython/ref.hpp"
+
+namespace gossamer::loop {
+
+/// A buffer of a Python object.
+class View final {
+public:
+    View(PyObject* object, int flags) { cpython::check(PyObject_GetBuffer(object, &view_, flags)); }
+    View(const View&) = delete;
+    View& operator=(const View&) = delete;
+    ~View() { PyBuffer_Release(&view_); }
+
+    char* bytes() const noexcept { return static_cast<char*>(view_.buf); }
+    std::size_t size() const noexcept { return static_cast<std::size_t>(view_.len); }
+
+private:
+    Py_buffer view_{};
+};
+
+/// `object` itself if its bytes cannot change, else a copy of them. Throws ErrorSet.
+inline cpython::Ref as_bytes(PyObject* object, const char* bytes, std::size_t size) {
+    return PyBytes_CheckExact(object)
+               ? cpython::borrow(object)
+               : cpython::steal(PyBytes_FromStringAndSize(bytes, static_cast<Py_ssize_t>(size)));
+}
+
+class UnsentBytes final {
+public:
+    bool is_empty() const noexcept { return pieces_.empty(); }
+    std::size_t size() const noexcept { return size_; }
+
+    /// Keeps `size` bytes at `bytes`, which are `object`'s. Throws ErrorSet.
+    void keep(PyObject* object, const char* bytes, std::size_t size) {
+        cpython::Ref kept = as_bytes(object, bytes, size);
+        const char* place = kept.ptr() == object ? bytes : PyBytes_AS_STRING(kept.ptr());
+        pieces_.push_back({std::move(kept), place, size});
+        size_ += size;
+    }
+
+    /// Fills in at most `most` pieces for writev(2); returns how many.
+    std::size_t fill(iovec* pieces, std::size_t most) const noexcept {
+        std::size_t count = 0;
+        for (const Piece& piece : pieces_) {
+            if (count == most) {
+                break;
+            }
+            // Safety: writev(2) only reads.
+            pieces[count++] = {const_cast<char*>(piece.bytes), piece.size};
+        }
+        return count;
+    }
+
+    void drop(std::size_t count) {
+        size_ -= count;
+        while (count > 0) {
+            Piece& first = pieces_.front();
+            if (count < first.size) {
+                first.bytes += count;
+                first.size -= count;
+                return;
+            }
+            count -= first.size;
+            const Piece sent = std::move(first);  // what dies here dies after it has left the queue
+            pieces_.pop_front();
+        }
+    }
+
+    void clear() {
+        size_ = 0;
+        const std::deque<Piece> dropped = std::exchange(pieces_, {});
+    }
+
+private:
+    struct Piece {
+        cpython::Ref kept;
+        const char* bytes;
+        std::size_t size;
+    };
+
+    std::deque<Piece> pieces_;
+    std::size_t size_ = 0;
+};
+
+}  // namespace gossamer::loop
