@@ -23,11 +23,13 @@
 #include "interpose/python/thread_parts.hpp"
 #include "loop/await.hpp"
 #include "loop/coroutine_slots.hpp"
+#include "loop/future_wait.hpp"
 #include "loop/greenlet_type.hpp"
 #include "loop/parked_steps.hpp"
 #include "loop/running_loop.hpp"
 #include "loop/steps.hpp"
 #include "loop/parts.hpp"
+#include "loop/stream.hpp"
 #include "sched/scope.hpp"
 #include "sched/task.hpp"
 #include "sched/wait.hpp"
@@ -611,6 +613,8 @@ PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"end_by_interrupt", end_by_interrupt, METH_NOARGS, nullptr},
                            {"adopt_transports", _PyCFunction_CAST(loop::adopt_transports), METH_FASTCALL, nullptr},
                            {"adopt_asyncio", _PyCFunction_CAST(loop::adopt_asyncio), METH_FASTCALL, nullptr},
+                           {"wait_until_done", loop::wait_until_done, METH_O, nullptr},
+                           {"take_bytes", _PyCFunction_CAST(loop::take_bytes), METH_FASTCALL, nullptr},
                            {"register_fork_hooks", register_fork_hooks, METH_NOARGS, nullptr},
                            {}};
 

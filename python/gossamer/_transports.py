@@ -24,6 +24,8 @@ _SERVER_WANTS_TRANSPORTS = sys.version_info >= (3, 13)
 class SocketTransport(_core.SocketTransportBase):
     """A connected stream socket."""
 
+    # With a dictionary only once somebody sets an attribute of his own: without, calls of methods are specialised.
+    __slots__ = ("__dict__", "__weakref__")
     _start_tls_compatible = True
     _sendfile_compatible = constants._SendfileMode.TRY_NATIVE
 

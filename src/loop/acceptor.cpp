@@ -270,8 +270,8 @@ PyObject* accept_on(PyObject* self, PyObject* args) {
         int backlog = 0;
         PyObject* context = nullptr;
         PyObject* accept_otherwise = nullptr;
-        if (!PyArg_ParseTuple(args, "O!OOiOO:_accept_on", loop.parts().socket_type, &socket, &factory, &server, &backlog,
-                              &context, &accept_otherwise)) {
+        if (!PyArg_ParseTuple(args, "O!OOiOO:_accept_on", loop.parts().socket_type, &socket, &factory, &server,
+                              &backlog, &context, &accept_otherwise)) {
             throw cpython::ErrorSet{};
         }
         if (words_of_socket(socket).fd < 0) {

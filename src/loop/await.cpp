@@ -81,8 +81,8 @@ PyObject* await_in_task(PyObject*, PyObject* const* args, Py_ssize_t) {
 PyObject* can_await_in_task(PyObject*, PyObject*) { return PyBool_FromLong(step_of_task() != nullptr); }
 
 PyObject* can_park_in_task(PyObject*, PyObject*) {
-    const bool parks = Hub::current() != nullptr &&
-                       Hub::current()->running().blocking_in_tasks == sched::BlockingInTasks::kPark;
+    const bool parks =
+        Hub::current() != nullptr && Hub::current()->running().blocking_in_tasks == sched::BlockingInTasks::kPark;
     return PyBool_FromLong(parks && step_of_task() != nullptr);
 }
 

@@ -106,16 +106,25 @@ private:
         }
     }
 
+    /// tp_iternext: its end without an error set is that of an iteration whose value is None.
     static PyObject* next(PyObject* self) {
         PyObject* result = nullptr;
         if (send(self, nullptr, &result) == PYGEN_RETURN) {
-            set_stop_iteration(result);
+            if (result != Py_None) {
+                set_stop_iteration(result);
+            }
             Py_CLEAR(result);
         }
         return result;
     }
 
-    static PyObject* send_method(PyObject* self, PyObject*) { return next(self); }
+    static PyObject* send_method(PyObject* self, PyObject*) {
+        PyObject* result = next(self);
+        if (result == nullptr && PyErr_Occurred() == nullptr) {
+            PyErr_SetNone(PyExc_StopIteration);
+        }
+        return result;
+    }
 
     /// throw(type_or_value, value=None, traceback=None)
     static PyObject* throw_method(PyObject* self, PyObject* const* args, Py_ssize_t count) {

@@ -48,6 +48,7 @@ public:
             cpython::raise(PyExc_RuntimeError, "This event loop is already running");
         }
         set(&hub, &hub.waiter());
+        loop.future_keywords_ = loop.keywords_of_future();
         for (LoopWatch::Membership* member = loop.watches_.front(); member != nullptr;
              member = loop.watches_.next_of(*member)) {
             // What cannot be watched any more was closed by its user, and never gets ready.
@@ -64,6 +65,7 @@ public:
         while (WaitingOperation* operation = loop_.operations_.pop_front()) {
             operation->interrupt(*operation);
         }
+        loop_.future_keywords_.reset();
         set(nullptr, nullptr);
     }
 
@@ -224,6 +226,21 @@ void EventLoop::run() {
     } while (!is_stopping);
 }
 
+Ref EventLoop::keywords_of_future() const {
+    Ref keywords = steal(PyDict_New());
+    cpython::check(PyDict_SetItem(keywords.ptr(), parts_.loop_name, object_));
+    return keywords;
+}
+
+Ref EventLoop::create_future() {
+    // As calling the class does, which makes a tuple and a dictionary for each.
+    PyTypeObject* type = parts_.future_type;
+    const Ref keywords = future_keywords_ ? cpython::borrow(future_keywords_.ptr()) : keywords_of_future();
+    Ref future = steal(type->tp_new(type, parts_.no_args, nullptr));
+    cpython::check(type->tp_init(future.ptr(), parts_.no_args, keywords.ptr()));
+    return future;
+}
+
 void EventLoop::take_turn() {
     ++turn_;
     take_incoming();
@@ -362,6 +379,7 @@ int EventLoop::traverse(visitproc visit, void* arg) {
         visit_one(handle);
     }
     visit_one(other_transports_.ptr());
+    visit_one(future_keywords_.ptr());
     for (LoopWatch::Membership* member = watches_.front(); member != nullptr; member = watches_.next_of(*member)) {
         visit_one(member->watch->held_);
     }

@@ -103,6 +103,9 @@ public:
     void watch(LoopWatch& watch, std::uint32_t events);
     void unwatch(LoopWatch& watch) noexcept;
 
+    /// A new asyncio.Future of the loop. Throws ErrorSet.
+    cpython::Ref create_future();
+
     void close();
 
     int traverse(visitproc visit, void* arg);
@@ -122,6 +125,7 @@ private:
     /// Which hub runs the loop, for as long as it does.
     class Attachment;
 
+    cpython::Ref keywords_of_future() const;
     void take_turn();
     void look();
     bool is_time_to_look() noexcept;
@@ -152,6 +156,7 @@ private:
     core::IntrusiveList<Activity> active_;
     core::IntrusiveList<WaitingOperation> operations_;
     std::unordered_map<int, std::unique_ptr<BareWatch>> bare_watches_;
+    cpython::Ref future_keywords_;       // {"loop": the loop}, while it runs
     std::vector<PyObject*> transports_;  // by descriptor; borrowed
     cpython::Ref other_transports_;      // the dictionary of asyncio's _transports, once it was needed
     std::vector<int> rechecks_;          // descriptors whose callback was queued since the last look

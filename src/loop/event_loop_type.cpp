@@ -160,7 +160,7 @@ PyObject* get_debug(PyObject* self, PyObject*) { return Py_NewRef(loop_of(self).
 PyObject* is_closed(PyObject* self, PyObject*) { return Py_NewRef(loop_of(self).is_closed ? Py_True : Py_False); }
 
 PyObject* create_future(PyObject* self, PyObject*) {
-    return guarded<PyObject*>(nullptr, [&] { return create_future(loop_of(self).parts(), self).release(); });
+    return guarded<PyObject*>(nullptr, [&] { return loop_of(self).create_future().release(); });
 }
 
 template <Interest interest>

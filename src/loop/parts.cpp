@@ -6,9 +6,10 @@
 #include "cpython/ref.hpp"
 #include "loop/acceptor.hpp"
 #include "loop/event_loop.hpp"
+#include "loop/future_wait.hpp"
 #include "loop/handle.hpp"
 #include "loop/socket_operation.hpp"
-#include "loop/stream_feed.hpp"
+#include "loop/stream.hpp"
 #include "loop/transport.hpp"
 
 namespace gossamer::loop {
@@ -46,8 +47,7 @@ void intern_names(TransportParts& parts) {
 void create_parts(PyObject* module) {
     auto* parts = new Parts;
     cpython::state_of_module(module).loop_parts = parts;
-    const Ref name = steal(PyUnicode_InternFromString("loop"));
-    parts->loop_keyword = steal(PyTuple_Pack(1, name.ptr())).release();
+    parts->loop_name = steal(PyUnicode_InternFromString("loop")).release();
     parts->no_args = steal(PyTuple_New(0)).release();
     parts->minus_one = steal(PyLong_FromLong(-1)).release();
     parts->time_name = steal(PyUnicode_InternFromString("time")).release();
@@ -61,6 +61,9 @@ void create_parts(PyObject* module) {
     parts->set_result_name = steal(PyUnicode_InternFromString("set_result")).release();
     intern_names(parts->transports);
     parts->acceptor_type = create_acceptor_type(module);
+    parts->cancelled_name = steal(PyUnicode_InternFromString("cancelled")).release();
+    parts->result_name = steal(PyUnicode_InternFromString("result")).release();
+    parts->future_wait_type = create_future_wait_type(module);
     parts->socket_operation_type = create_socket_operation_type(module);
     parts->event_loop_type = create_event_loop_type(module);
     cpython::check(PyModule_AddObjectRef(module, "EventLoopBase", reinterpret_cast<PyObject*>(parts->event_loop_type)));
@@ -73,19 +76,21 @@ int traverse_parts(Parts* parts, visitproc visit, void* arg) {
         Py_VISIT(reinterpret_cast<PyObject*>(parts->handle_type));
         Py_VISIT(reinterpret_cast<PyObject*>(parts->timer_handle_type));
         Py_VISIT(reinterpret_cast<PyObject*>(parts->socket_transport_type));
+        Py_VISIT(parts->streams.stream_type);
         Py_VISIT(parts->streams.protocol_type);
         Py_VISIT(parts->streams.reader_type);
-        Py_VISIT(parts->streams.data_received);
-        Py_VISIT(parts->streams.feed_data);
-        Py_VISIT(parts->streams.wakeup_waiter);
+        Py_VISIT(parts->streams.read);
+        Py_VISIT(parts->streams.drain_helper);
+        Py_VISIT(parts->streams.doubled);
         Py_VISIT(parts->transports.socket_transport);
         Py_VISIT(parts->transports.transport_socket);
         Py_VISIT(reinterpret_cast<PyObject*>(parts->acceptor_type));
         Py_VISIT(parts->thread_safe_handle);
         Py_VISIT(reinterpret_cast<PyObject*>(parts->socket_operation_type));
+        Py_VISIT(reinterpret_cast<PyObject*>(parts->future_wait_type));
         Py_VISIT(parts->socket_type);
         Py_VISIT(parts->selector_loop_type);
-        Py_VISIT(parts->future_type);
+        Py_VISIT(reinterpret_cast<PyObject*>(parts->future_type));
         Py_VISIT(parts->buffered_protocol);
         return traverse_spare_handles(*parts, visit, arg);
     }
@@ -109,7 +114,7 @@ void clear_parts(Parts* parts) noexcept {
         Py_CLEAR(parts->selector_loop_type);
         Py_CLEAR(parts->future_type);
         Py_CLEAR(parts->buffered_protocol);
-        Py_CLEAR(parts->loop_keyword);
+        Py_CLEAR(parts->loop_name);
         Py_CLEAR(parts->no_args);
         Py_CLEAR(parts->minus_one);
         Py_CLEAR(parts->time_name);
@@ -121,29 +126,27 @@ void clear_parts(Parts* parts) noexcept {
         Py_CLEAR(parts->future_blocking_name);
         Py_CLEAR(parts->done_name);
         Py_CLEAR(parts->set_result_name);
+        Py_CLEAR(parts->result_name);
+        Py_CLEAR(parts->cancelled_name);
+        Py_CLEAR(parts->future_wait_type);
     }
-}
-
-Ref create_future(const Parts& parts, PyObject* loop) {
-    PyObject* args[] = {nullptr, loop};
-    return steal(
-        PyObject_Vectorcall(parts.future_type, args + 1, 0 | PY_VECTORCALL_ARGUMENTS_OFFSET, parts.loop_keyword));
 }
 
 void free_parts(Parts* parts) noexcept { delete parts; }
 
 PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t count) {
     return guarded<PyObject*>(nullptr, [&] {
-        if (count != 10) {
-            cpython::raise(PyExc_TypeError, "adopt_asyncio() takes ten classes");
+        if (count != 11) {
+            cpython::raise(PyExc_TypeError, "adopt_asyncio() takes ten classes and a function");
         }
         Parts& parts = *cpython::state_of_module(module).loop_parts;
         if (parts.asyncio_handle == nullptr) {
             create_socket_transport_type(module, parts, args[3]);
             create_handle_types(module, parts, args[0], args[1]);
-            parts.future_type = Py_NewRef(args[2]);
+            parts.future_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(args[2]));
+            parts.future_blocking = future_blocking_of(parts);
             parts.buffered_protocol = Py_NewRef(args[4]);
-            adopt_streams(parts, args[8], args[9]);
+            adopt_streams(module, parts, args[8], args[9], args[10]);
             parts.selector_loop_type = Py_NewRef(args[6]);
             parts.socket_type = Py_NewRef(args[7]);
             parts.io_refs_offset = offset_of_slot(args[7], "_io_refs");

@@ -27,30 +27,32 @@ struct HandleFields {
     Py_ssize_t when = 0;
 };
 
-/// asyncio's streams, for whose reader data is fed without their Python code (stream_feed.hpp). Owned.
+/// asyncio's streams, whose hot functions have a double in C++ (stream.hpp). Owned.
 struct StreamParts {
+    PyObject* stream_type = nullptr;
     PyObject* protocol_type = nullptr;
     PyObject* reader_type = nullptr;
-    PyObject* data_received = nullptr;  // the functions that are replaced: one that somebody patched is called
-    PyObject* feed_data = nullptr;
-    PyObject* wakeup_waiter = nullptr;
+    PyObject* done = nullptr;  // an awaitable that is over
+    PyObject* read = nullptr;  // gossamer._streams.read
+    PyObject* drain_helper = nullptr;
+    PyObject* doubled = nullptr;  // ((class, name, function), ...): what must be as asyncio has it
     // interned names
     PyObject* reader_reference_name = nullptr;  // "_stream_reader_wr"
-    PyObject* feed_data_name = nullptr;
-    PyObject* wakeup_waiter_name = nullptr;
-    PyObject* eof_name = nullptr;
+    PyObject* read_name = nullptr;
+    PyObject* create_future_name = nullptr;
+    PyObject* our_create_future_name = nullptr;  // "_gossamer_create_future"
+    PyObject* drain_name = nullptr;              // "_drain_helper"
     PyObject* buffer_name = nullptr;
     PyObject* waiter_name = nullptr;
     PyObject* transport_name = nullptr;
     PyObject* paused_name = nullptr;
     PyObject* limit_name = nullptr;
-    PyObject* cancelled_name = nullptr;
 
     template <typename Visit>
     void for_each(Visit visit) {
-        for (PyObject** place : {&protocol_type, &reader_type, &data_received, &feed_data, &wakeup_waiter,
-                                 &reader_reference_name, &feed_data_name, &wakeup_waiter_name, &eof_name, &buffer_name,
-                                 &waiter_name, &transport_name, &paused_name, &limit_name, &cancelled_name}) {
+        for (PyObject** place : {&stream_type, &protocol_type, &reader_type, &done, &read, &drain_helper, &doubled,
+                                 &reader_reference_name, &read_name, &create_future_name, &our_create_future_name,
+                                 &drain_name, &buffer_name, &waiter_name, &transport_name, &paused_name, &limit_name}) {
             visit(*place);
         }
     }
@@ -90,14 +92,16 @@ struct Parts {
     PyTypeObject* socket_transport_type = nullptr;
     PyTypeObject* socket_operation_type = nullptr;
     PyTypeObject* acceptor_type = nullptr;
+    PyTypeObject* future_wait_type = nullptr;
     PyObject* socket_type = nullptr;         // socket.socket
     PyObject* selector_loop_type = nullptr;  // asyncio.SelectorEventLoop
-    PyObject* future_type = nullptr;
-    PyObject* buffered_protocol = nullptr;  // asyncio.BufferedProtocol
-    PyObject* loop_keyword = nullptr;       // ("loop",)
-    PyObject* no_args = nullptr;            // ()
+    PyTypeObject* future_type = nullptr;
+    PyGetSetDef* future_blocking = nullptr;  // of its _asyncio_future_blocking
+    PyObject* buffered_protocol = nullptr;   // asyncio.BufferedProtocol
+    PyObject* no_args = nullptr;             // ()
     PyObject* minus_one = nullptr;
     // interned names
+    PyObject* loop_name = nullptr;
     PyObject* time_name = nullptr;
     PyObject* run_name = nullptr;  // "_run"
     PyObject* data_received_name = nullptr;
@@ -107,6 +111,8 @@ struct Parts {
     PyObject* future_blocking_name = nullptr;  // "_asyncio_future_blocking"
     PyObject* done_name = nullptr;
     PyObject* set_result_name = nullptr;
+    PyObject* result_name = nullptr;
+    PyObject* cancelled_name = nullptr;
     HandleFields fields;
     StreamParts streams;
     TransportParts transports;
@@ -127,14 +133,11 @@ void clear_parts(Parts* parts) noexcept;
 void free_parts(Parts* parts) noexcept;
 
 /// adopt_asyncio(Handle, TimerHandle, Future, Transport, BufferedProtocol, _ThreadSafeHandle or None, SelectorEventLoop,
-/// socket.socket, StreamReaderProtocol, StreamReader)
+/// socket.socket, StreamReaderProtocol, StreamReader, their read())
 PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t count);
 
 /// adopt_transports(SocketTransport, asyncio.trsock.TransportSocket)
 PyObject* adopt_transports(PyObject* module, PyObject* const* args, Py_ssize_t count);
-
-/// A new future of `loop`.
-cpython::Ref create_future(const Parts& parts, PyObject* loop);
 
 /// Where the slot `name` of a Python class is. Throws ErrorSet: ImportError when it is not one.
 Py_ssize_t offset_of_slot(PyObject* type, const char* name);

@@ -39,8 +39,7 @@ PyObject* set_running_loop(PyObject* module, PyObject* loop) {
 }
 
 PyMethodDef& definition_of(PyObject* function) {
-    PyMethodDef* found =
-        PyCFunction_Check(function) ? reinterpret_cast<PyCFunctionObject*>(function)->m_ml : nullptr;
+    PyMethodDef* found = PyCFunction_Check(function) ? reinterpret_cast<PyCFunctionObject*>(function)->m_ml : nullptr;
     if (found == nullptr || found->ml_flags != METH_O || std::strcmp(found->ml_name, "_set_running_loop") != 0) {
         cpython::raise(PyExc_ImportError, "gossamer does not know _asyncio._set_running_loop() in this Python");
     }

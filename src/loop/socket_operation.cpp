@@ -14,6 +14,7 @@
 #include "cpython/socket_object.hpp"
 #include "loop/awaited_operation.hpp"
 #include "loop/event_loop.hpp"
+#include "loop/future_wait.hpp"
 
 namespace gossamer::loop {
 
@@ -186,8 +187,8 @@ private:
         core::EpollReactor& reactor = hub().reactor();
         loop_.check_no_transport(fd());
         const Parts& parts = loop_.parts();
-        Ref future = create_future(parts, loop_object_.ptr());
-        cpython::check(PyObject_SetAttr(future.ptr(), parts.future_blocking_name, Py_True));
+        Ref future = loop_.create_future();
+        mark_awaited(parts, future.ptr());
         waiter_.emplace(static_cast<core::Wakeable&>(*this), static_cast<std::uint32_t>(interest()));
         const int error = reactor.add_waiter(fd(), reactor.entry(fd(), socket_.ptr()), *waiter_);
         if (error != 0) {

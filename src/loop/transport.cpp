@@ -9,7 +9,7 @@
 #include <sys/uio.h>
 
 #include "cpython/error.hpp"
-#include "loop/stream_feed.hpp"
+#include "loop/stream.hpp"
 
 namespace gossamer::loop {
 
@@ -31,7 +31,7 @@ void SocketTransport::set_protocol(PyObject* protocol) {
     const int is_buffered = PyObject_IsInstance(protocol, parts().buffered_protocol);
     cpython::check(is_buffered);
     is_buffered_protocol_ = is_buffered != 0;
-    is_stream_protocol_ = is_stream_protocol(parts(), protocol);
+    end_stream();
     Transport::set_protocol(protocol);
 }
 
@@ -79,7 +79,7 @@ void SocketTransport::read_bytes() {
             return;
         }
         // No Python has run since the system call, so the buffer is still ours.
-        if (is_stream_protocol_ && feed(buffer, static_cast<std::size_t>(size))) {
+        if (stream_ && feed(buffer, static_cast<std::size_t>(size))) {
             return;
         }
         data = steal(PyBytes_FromStringAndSize(buffer, size));
@@ -106,20 +106,33 @@ void SocketTransport::read_bytes() {
 
 /// Puts bytes straight into the reader of asyncio's streams. Returns whether it did.
 bool SocketTransport::feed(const char* bytes, std::size_t size) {
-    bool was_fed = false;
     try {
-        // In the transport's context: whoever is woken is woken from there.
-        in_context([&] {
-            return cpython::guarded<PyObject*>(nullptr, [&] {
-                was_fed = feed_stream(parts(), protocol(), bytes, size);
-                return Py_NewRef(Py_None);
-            });
-        });
+        const Ref kept = cpython::borrow(stream_.ptr());
+        return feed_stream(kept.ptr(), bytes, size);
     } catch (const cpython::ErrorSet&) {
-        was_fed = true;
         fail("Fatal error: protocol.data_received() call failed.");
+        return true;
     }
-    return was_fed;
+}
+
+void SocketTransport::start_reading() {
+    if (!is_closing && !is_started() && !loop().is_debugging) {
+        stream_ = open_stream(parts(), loop_object(), protocol());
+        note_pause();
+    }
+    SendingTransport::start_reading();
+}
+
+void SocketTransport::note_pause() noexcept {
+    if (stream_) {
+        set_writing_paused(stream_.ptr(), is_protocol_paused());
+    }
+}
+
+void SocketTransport::end_stream() noexcept {
+    if (const Ref stream = std::move(stream_)) {
+        close_stream(stream.ptr());
+    }
 }
 
 void SocketTransport::read_into_protocol() {
@@ -208,10 +221,12 @@ void SocketTransport::become_empty() {
 
 int SocketTransport::traverse(visitproc visit, void* arg) {
     Py_VISIT(empty_waiter.ptr());
+    Py_VISIT(stream_.ptr());
     return Transport::traverse(visit, arg);
 }
 
 void SocketTransport::clear() {
+    end_stream();
     SendingTransport::clear();
     const Ref waiter = std::move(empty_waiter);
 }

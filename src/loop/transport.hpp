@@ -26,6 +26,8 @@ public:
     cpython::Ref empty_waiter;
 
 private:
+    void start_reading() override;
+    void note_pause() noexcept override;
     void take_turn() override;
     bool has_work() const noexcept override { return (can_read() && !has_read_eof_) || has_to_flush(); }
     bool is_idle() const noexcept override { return (!is_reading() || has_read_eof_) && unsent_bytes() == 0; }
@@ -39,6 +41,7 @@ private:
     void read();
     void read_bytes();
     bool feed(const char* bytes, std::size_t size);
+    void end_stream() noexcept;
     void read_into_protocol();
     bool take_read(ssize_t size, std::size_t wanted);
     void reach_eof();
@@ -46,8 +49,8 @@ private:
     // never changes
     const bool is_tcp_;
 
+    cpython::Ref stream_;  // stream.hpp; null if the protocol is not that of asyncio's streams
     bool is_buffered_protocol_ = false;
-    bool is_stream_protocol_ = false;  // asyncio's streams', for which feed() may do
     bool has_read_eof_ = false;
     std::size_t last_read_ = 0;
 };

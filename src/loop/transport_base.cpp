@@ -66,8 +66,7 @@ void Transport::begin_here() {
 
 void Transport::call_connection_made() {
     // A context of its own, as every callback of asyncio's has that was not given one.
-    const Ref context =
-        has_given_context_ ? cpython::borrow(context_.ptr()) : steal(PyContext_Copy(context_.ptr()));
+    const Ref context = has_given_context_ ? cpython::borrow(context_.ptr()) : steal(PyContext_Copy(context_.ptr()));
     const Ref protocol = cpython::borrow(protocol_.ptr());
     PyObject* name = parts().transports.connection_made;
     try {
@@ -85,7 +84,7 @@ void Transport::finish_beginning() {
         loop().report_failed_call(owner(), parts().transports.finish_beginning, nullptr);
     }
     if (waiter) {
-        const Ref is_cancelled = steal(PyObject_CallMethodNoArgs(waiter.ptr(), parts().streams.cancelled_name));
+        const Ref is_cancelled = steal(PyObject_CallMethodNoArgs(waiter.ptr(), parts().cancelled_name));
         if (is_cancelled.ptr() != Py_True) {
             steal(PyObject_CallMethodOneArg(waiter.ptr(), parts().set_result_name, Py_None));
         }
@@ -177,6 +176,7 @@ void Transport::pause_protocol() {
         return;
     }
     is_protocol_paused_ = true;
+    note_pause();
     PyObject* result = PyObject_CallMethod(protocol_.ptr(), "pause_writing", nullptr);
     if (result == nullptr) {
         report("protocol.pause_writing() failed");
@@ -189,6 +189,7 @@ void Transport::resume_protocol() {
         return;
     }
     is_protocol_paused_ = false;
+    note_pause();
     PyObject* result = PyObject_CallMethod(protocol_.ptr(), "resume_writing", nullptr);
     if (result == nullptr) {
         report("protocol.resume_writing() failed");

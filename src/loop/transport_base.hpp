@@ -98,6 +98,9 @@ protected:
 
     void pause_protocol();
     void resume_protocol();
+    bool is_protocol_paused() const noexcept { return is_protocol_paused_; }
+    /// is_protocol_paused() has changed; the protocol is told next.
+    virtual void note_pause() noexcept {}
 
     /// Calls what runs the protocol's code in the transport's context. Throws ErrorSet.
     template <typename Call>

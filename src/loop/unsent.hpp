@@ -30,9 +30,8 @@ private:
 
 /// `object` itself if its bytes cannot change, else a copy of them. Throws ErrorSet.
 inline cpython::Ref as_bytes(PyObject* object, const char* bytes, std::size_t size) {
-    return PyBytes_CheckExact(object)
-               ? cpython::borrow(object)
-               : cpython::steal(PyBytes_FromStringAndSize(bytes, static_cast<Py_ssize_t>(size)));
+    return PyBytes_CheckExact(object) ? cpython::borrow(object)
+                                      : cpython::steal(PyBytes_FromStringAndSize(bytes, static_cast<Py_ssize_t>(size)));
 }
 
 class UnsentBytes final {

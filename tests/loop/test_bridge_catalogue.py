@@ -116,7 +116,6 @@ async def test_one_plain_function_waits_for_what_another_sets():
     await setting
 
 
-
 def test_a_plain_function_waits_for_another_process():
     """Pull request #282: the event was one of multiprocessing's."""
     context = multiprocessing.get_context("spawn")
