@@ -45,9 +45,9 @@ def test_a_way_out_with_a_thousand_parked(run_program, way_out, code):
 def test_non_daemon_virtual_threads_are_joined(run_both):
     plain, virtual = run_both(
         """
-        import threading, time
+        import threading
         def late():
-            time.sleep(0.01)
+            threading.main_thread().join()
             print("late")
         threading.Thread(target=late).start()
         print("end of main")
