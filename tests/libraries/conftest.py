@@ -159,14 +159,14 @@ def redis_server(redis_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def unpacked(wanted: str, packages: list[str]) -> Path:
-    """The folder that has ``wanted``: the system's root, or where Debian's packages are unpacked for us."""
+    """The folder that has ``wanted``: the system's root, or where this Debian's packages are unpacked for us."""
     if any(Path("/").glob(wanted)):
         return Path("/")
-    # A Debian folder shares the repository with the host, and the packages of one release do not run on the other.
+    # Each release has its own: the tests of one clone run in several.
     folder = ROOT / "build" / f"deb-{platform.freedesktop_os_release()['VERSION_CODENAME']}"
-    if not any(folder.glob(wanted)):
-        unpack = [sys.executable, str(ROOT / "tools" / "deb.py"), "unpack", str(folder), *packages]
-        subprocess.run(unpack, check=True, capture_output=True)
+    # Always, since another run may be unpacking them; what is there already costs nothing.
+    unpack = [sys.executable, str(ROOT / "tools" / "deb.py"), "unpack", str(folder), *packages]
+    subprocess.run(unpack, check=True, capture_output=True)
     return folder
 
 
