@@ -284,16 +284,17 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
             context["protocol"] = protocol
         self.call_exception_handler(context)
 
-    def _run_debugging(self, handle: asyncio.Handle) -> None:
+    def _run_debugging(self, handle: asyncio.Handle | None) -> None:
         self._current_handle = handle
         try:
             start = self.time()
-            handle._run()
+            cast("asyncio.Handle", handle)._run()
             duration = self.time() - start
             if duration >= self.slow_callback_duration:
                 logger.warning("Executing %s took %.3f seconds", base_events._format_handle(handle), duration)
         finally:
             self._current_handle = None
+            handle = None  # a traceback that keeps this frame does not keep what was called
 
     def _report_callback_error(self, handle: Any, error: BaseException) -> None:
         callback = format_helpers._format_callback_source(handle._callback, handle._args)

@@ -14,6 +14,7 @@ public:
     BareWatch(EventLoop& loop, int fd) noexcept : LoopWatch(loop, fd, &serve) {}
     ~BareWatch() = default;
 
+    cpython::Ref file;    // what it was given as, which may be its number: found by it when it has been closed
     cpython::Ref reader;  // handles, or null
     cpython::Ref writer;
     std::uint64_t reader_turn =

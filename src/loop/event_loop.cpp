@@ -384,6 +384,7 @@ int EventLoop::traverse(visitproc visit, void* arg) {
         visit_one(member->watch->held_);
     }
     for (const auto& [fd, watch] : bare_watches_) {
+        visit_one(watch->file.ptr());
         visit_one(watch->reader.ptr());
         visit_one(watch->writer.ptr());
     }

@@ -75,8 +75,11 @@ public:
     void note_activity(Activity& activity) noexcept;
 
     /// Readers and writers. `add` replaces the handle that was there and cancels it.
-    void add_bare(int fd, core::Interest interest, cpython::Ref handle);
+    void add_bare(PyObject* file, core::Interest interest, cpython::Ref handle);
     bool remove_bare(int fd, core::Interest interest);
+
+    /// The descriptor of `file`, or, if that was closed, the one under which it is watched, as selectors has it.
+    int descriptor_of(PyObject* file) const;
 
     /// What is wanted of `fd`, as bits of core::Interest.
     std::uint32_t watched_events(int fd) const noexcept;

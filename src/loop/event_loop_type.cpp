@@ -169,10 +169,8 @@ PyObject* add_bare(PyObject* self, PyObject* const* args, Py_ssize_t count, PyOb
         EventLoop& loop = loop_of(self);
         loop.check_open();
         const CallArguments call("add_reader", args, count, names, 1);
-        const int fd = PyObject_AsFileDescriptor(args[0]);
-        cpython::check(fd);
         Ref handle = make_ready_handle(loop, call);
-        loop.add_bare(fd, interest, cpython::borrow(handle.ptr()));
+        loop.add_bare(args[0], interest, cpython::borrow(handle.ptr()));
         return handle.release();
     });
 }
@@ -184,9 +182,7 @@ PyObject* remove_bare(PyObject* self, PyObject* file) {
         if (loop.is_closed) {
             return Py_NewRef(Py_False);
         }
-        const int fd = PyObject_AsFileDescriptor(file);
-        cpython::check(fd);
-        return Py_NewRef(loop.remove_bare(fd, interest) ? Py_True : Py_False);
+        return Py_NewRef(loop.remove_bare(loop.descriptor_of(file), interest) ? Py_True : Py_False);
     });
 }
 
@@ -225,9 +221,8 @@ PyObject* run_once(PyObject* self, PyObject*) {
 /// _watched(file): what is watched of it by a reader or a writer, as a mask of `selectors`.
 PyObject* watched(PyObject* self, PyObject* file) {
     return guarded<PyObject*>(nullptr, [&] {
-        const int fd = PyObject_AsFileDescriptor(file);
-        cpython::check(fd);
-        const std::uint32_t events = loop_of(self).watched_events(fd);
+        EventLoop& loop = loop_of(self);
+        const std::uint32_t events = loop.watched_events(loop.descriptor_of(file));
         const int kRead = 1;  // selectors.EVENT_READ
         const int kWrite = 2;
         return PyLong_FromLong(((events & static_cast<std::uint32_t>(Interest::kRead)) != 0 ? kRead : 0) |

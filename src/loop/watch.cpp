@@ -86,6 +86,22 @@ void EventLoop::watch(LoopWatch& watch, std::uint32_t events) {
     }
 }
 
+int EventLoop::descriptor_of(PyObject* file) const {
+    const int fd = PyObject_AsFileDescriptor(file);
+    if (fd >= 0) {
+        return fd;
+    }
+    if (PyErr_ExceptionMatches(PyExc_ValueError) != 0) {
+        for (const auto& [watched, watch] : bare_watches_) {
+            if (watch->file.ptr() == file) {
+                PyErr_Clear();
+                return watched;
+            }
+        }
+    }
+    throw cpython::ErrorSet{};
+}
+
 std::uint32_t EventLoop::watched_events(int fd) const noexcept {
     const auto found = bare_watches_.find(fd);
     return found == bare_watches_.end() ? 0 : found->second->wanted_events();
@@ -165,7 +181,9 @@ void EventLoop::recheck_bare_watches() {
     }
 }
 
-void EventLoop::add_bare(int fd, Interest interest, Ref handle) {
+void EventLoop::add_bare(PyObject* file, Interest interest, Ref handle) {
+    const int fd = PyObject_AsFileDescriptor(file);
+    cpython::check(fd);
     std::unique_ptr<BareWatch>& place = bare_watches_[fd];
     if (!place) {
         try {
@@ -184,6 +202,8 @@ void EventLoop::add_bare(int fd, Interest interest, Ref handle) {
         }
         throw;
     }
+    Ref latest = cpython::borrow(file);
+    watch.file.swap(latest);
     Ref& mine = interest == Interest::kRead ? watch.reader : watch.writer;
     mine.swap(handle);
     if (handle) {
@@ -202,7 +222,9 @@ bool EventLoop::remove_bare(int fd, Interest interest) {
     if (!handle) {
         return false;
     }
+    Ref file;  // dies last
     if (!watch.reader && !watch.writer) {
+        file.swap(watch.file);
         bare_watches_.erase(found);
     } else {
         watch.watched_events = watch.wanted_events_ =

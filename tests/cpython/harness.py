@@ -605,21 +605,24 @@ def check_stats(flags: File, path: Path, pid: int) -> list[str]:
 def run_plain(file: str, interpreter: Interpreter, options: Options) -> FileRun:
     """Returns the plain results, from the cache where they are."""
     kept = options.cache / interpreter.key / f"{file}.json"
-    return plain_of(kept, lambda: run_file(file, "plain", interpreter, options), fresh=options.fresh)
+    return plain_of(kept, lambda _again: run_file(file, "plain", interpreter, options), fresh=options.fresh)
 
 
-def plain_of(path: Path, run_once: Callable[[], FileRun], *, fresh: bool) -> FileRun:
-    """Returns what is kept at ``path``, else runs; a file with a failure runs twice, the better counts."""
+def plain_of(path: Path, run_once: Callable[[set[str]], FileRun], *, fresh: bool) -> FileRun:
+    """Returns what is kept at ``path``, else runs; a file with a failure runs twice, the better counts.
+
+    ``run_once`` runs everything; given what failed, it need not run more than that.
+    """
     if not fresh:
         try:
             return FileRun.from_json(json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, TypeError, KeyError):
             pass  # not there, or not of this form
-    run = run_once()
+    run = run_once(set())
     bad = {name for name, outcome in run.methods.items() if outcome.status in ("fail", "error", "none")}
     if bad or run.end != "normal":
         first = f"once a {run.end} {run.where}" if run.end != "normal" else ""
-        again = run_once()
+        again = run_once(bad if run.end == "normal" else set())
         for name, outcome in run.methods.items():
             known = again.methods.setdefault(name, outcome)
             if outcome.status == "ok" != known.status or (known.status == "ok" and name in bad):

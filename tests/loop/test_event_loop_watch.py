@@ -175,6 +175,20 @@ async def test_a_descriptor_closed_without_removing_its_reader_can_be_used_again
 
 
 @on_loop
+async def test_a_socket_that_was_closed_meanwhile_is_found_by_itself():
+    """anyio closes a socket, and then takes its reader away."""
+    loop = asyncio.get_running_loop()
+    with socket_pair() as (left, right):
+        loop.add_reader(left, print)
+        loop.add_writer(left, print)
+        left.close()
+
+        assert (True, True) == (loop.remove_reader(left), loop.remove_writer(left))
+        with pytest.raises(ValueError, match="negative"):
+            loop.remove_reader(left)
+
+
+@on_loop
 async def test_a_transports_descriptor_is_refused():
     loop = asyncio.get_running_loop()
     with socket_pair() as (left, _right):

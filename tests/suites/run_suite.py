@@ -27,6 +27,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -35,7 +36,7 @@ import sys
 import tarfile
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -187,8 +188,8 @@ class Options:
     )
 
 
-def run_once(suite: Suite, file: Path, mode: str, options: Options) -> FileRun:
-    """Runs a suite in a process of its own; ``mode`` is "plain" or "gossamer"."""
+def run_once(suite: Suite, file: Path, mode: str, options: Options, only: Collection[str] = ()) -> FileRun:
+    """Runs a suite, or ``only`` some tests of it, in a process of its own; ``mode`` is "plain" or "gossamer"."""
     logs = options.logs or CACHE / "logs"
     paths = harness.paths_of(suite.name, mode, logs, ("log", "err", "jsonl", "stats"))
     source = options.sources / f"{suite.name}-{mode}"
@@ -198,6 +199,7 @@ def run_once(suite: Suite, file: Path, mode: str, options: Options) -> FileRun:
     command += ["-m", "pytest", "-p", "outcomes", "-p", "no:cacheprovider", *suite.arguments]
     command += [f"-ofaulthandler_timeout={HANG_SECONDS}", "-ofaulthandler_exit_on_timeout=true"]
     command += [f"--deselect={note.test}" for note in suite.left_out]
+    command += sorted({re.sub(r"#\d+$", "", test) for test in only})
     search = (HERE, HERE.parents[1] / "python") if options.in_place and mode == "gossamer" else (HERE,)
     variables = (
         f"SUITE_OUTCOMES={paths['jsonl']}",
@@ -265,7 +267,7 @@ def do_suite(suite: Suite, interpreter: harness.Interpreter, options: Options) -
     file = download(suite, options.python)
     kept = CACHE / "plain" / interpreter.key / f"{suite.name}-{suite.key()}.json"
     started = time.monotonic()
-    plain = harness.plain_of(kept, lambda: run_once(suite, file, "plain", options), fresh=options.fresh)
+    plain = harness.plain_of(kept, lambda again: run_once(suite, file, "plain", options, again), fresh=options.fresh)
     is_kept = time.monotonic() - started < plain.seconds
     if options.plain_only:
         report = Report(suite.name, plain, "", failures=harness.plain_failures(plain))
