@@ -30,6 +30,7 @@
 #include "loop/steps.hpp"
 #include "loop/parts.hpp"
 #include "loop/stream.hpp"
+#include "loop/tls_transport.hpp"
 #include "sched/scope.hpp"
 #include "sched/task.hpp"
 #include "sched/wait.hpp"
@@ -615,6 +616,7 @@ PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"adopt_asyncio", _PyCFunction_CAST(loop::adopt_asyncio), METH_FASTCALL, nullptr},
                            {"wait_until_done", loop::wait_until_done, METH_O, nullptr},
                            {"take_bytes", _PyCFunction_CAST(loop::take_bytes), METH_FASTCALL, nullptr},
+                           {"adopt_tls", _PyCFunction_CAST(loop::adopt_tls), METH_FASTCALL, nullptr},
                            {"register_fork_hooks", register_fork_hooks, METH_NOARGS, nullptr},
                            {}};
 

@@ -9,7 +9,6 @@ loop, other threads wake the hub, and signals come by a Python handler, which th
 from __future__ import annotations
 
 import asyncio
-import asyncio.sslproto as _sslproto
 import errno
 import inspect
 import selectors
@@ -30,7 +29,6 @@ from gossamer._blocking import blocking_in_tasks
 
 # Of these, names are used that are asyncio's own, and that type checkers do not know.
 base_events: Any = _base_events
-sslproto: Any = _sslproto
 
 _core.adopt_asyncio(
     asyncio.Handle,
@@ -206,18 +204,45 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         context: Context | None = None,
     ) -> Any:
         self._ensure_fd_no_transport(rawsock)
-        ssl_protocol = sslproto.SSLProtocol(
+        from gossamer._tls import SSLTransport  # imports ssl, which an interpreter may lack
+
+        tls = SSLTransport(
             self,
             protocol,
             sslcontext,
             waiter,
-            server_side,
-            server_hostname,
+            server_side=server_side,
+            server_hostname=server_hostname,
             ssl_handshake_timeout=ssl_handshake_timeout,
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
-        SocketTransport(self, rawsock, ssl_protocol, extra=extra, server=server, context=context)
-        return ssl_protocol._app_transport
+        self._make_socket_transport(rawsock, tls, extra=extra, server=server, context=context)
+        return tls
+
+    async def start_tls(
+        self,
+        transport: Any,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: Any,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> Any:
+        """Upgrade ``transport`` to TLS; return the transport that ``protocol`` uses from now on."""
+        from gossamer._tls import start_tls
+
+        return await start_tls(
+            self,
+            transport,
+            protocol,
+            sslcontext,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
 
     # --- Servers ---
 

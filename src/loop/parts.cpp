@@ -85,6 +85,10 @@ int traverse_parts(Parts* parts, visitproc visit, void* arg) {
         Py_VISIT(parts->transports.socket_transport);
         Py_VISIT(parts->transports.transport_socket);
         Py_VISIT(reinterpret_cast<PyObject*>(parts->acceptor_type));
+        Py_VISIT(reinterpret_cast<PyObject*>(parts->tls.transport_type));
+        Py_VISIT(parts->tls.ssl_error);
+        Py_VISIT(parts->tls.want_read_error);
+        Py_VISIT(parts->tls.syscall_error);
         Py_VISIT(parts->thread_safe_handle);
         Py_VISIT(reinterpret_cast<PyObject*>(parts->socket_operation_type));
         Py_VISIT(reinterpret_cast<PyObject*>(parts->future_wait_type));
@@ -108,6 +112,7 @@ void clear_parts(Parts* parts) noexcept {
         parts->streams.for_each([](PyObject*& place) { Py_CLEAR(place); });
         parts->transports.for_each([](PyObject*& place) { Py_CLEAR(place); });
         Py_CLEAR(parts->acceptor_type);
+        parts->tls.for_each([](PyObject*& place) { Py_CLEAR(place); });
         Py_CLEAR(parts->thread_safe_handle);
         Py_CLEAR(parts->socket_operation_type);
         Py_CLEAR(parts->socket_type);

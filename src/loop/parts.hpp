@@ -83,6 +83,33 @@ struct TransportParts {
     }
 };
 
+/// What TLS connections need (tls_transport.hpp). Owned; null until there is one.
+struct TlsParts {
+    PyTypeObject* transport_type = nullptr;
+    PyObject* ssl_error = nullptr;
+    PyObject* want_read_error = nullptr;
+    PyObject* syscall_error = nullptr;
+    PyObject* no_bytes = nullptr;  // b""
+    // interned names
+    PyObject* read_name = nullptr;
+    PyObject* write_name = nullptr;
+    PyObject* pending_name = nullptr;
+    PyObject* do_handshake_name = nullptr;
+    PyObject* unwrap_name = nullptr;
+    PyObject* shutdown_name = nullptr;
+    PyObject* join_name = nullptr;
+    Py_ssize_t offset = 0;  // of what is ours in a TlsTransportBase
+
+    template <typename Visit>
+    void for_each(Visit visit) {
+        visit(reinterpret_cast<PyObject*&>(transport_type));
+        for (PyObject** place : {&ssl_error, &want_read_error, &syscall_error, &no_bytes, &read_name, &write_name,
+                                 &pending_name, &do_handshake_name, &unwrap_name, &shutdown_name, &join_name}) {
+            visit(*place);
+        }
+    }
+};
+
 struct Parts {
     PyTypeObject* event_loop_type = nullptr;
     PyTypeObject* asyncio_handle = nullptr;  // null until asyncio was adopted
@@ -116,6 +143,7 @@ struct Parts {
     HandleFields fields;
     StreamParts streams;
     TransportParts transports;
+    TlsParts tls;
     Py_ssize_t timer_offset = 0;      // of what is ours in a TimerHandle
     Py_ssize_t transport_offset = 0;  // of what is ours in a transport
     Py_ssize_t io_refs_offset = 0;    // of fields of a socket.socket

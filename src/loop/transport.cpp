@@ -10,6 +10,7 @@
 
 #include "cpython/error.hpp"
 #include "loop/stream.hpp"
+#include "loop/tls_transport.hpp"
 
 namespace gossamer::loop {
 
@@ -32,6 +33,7 @@ void SocketTransport::set_protocol(PyObject* protocol) {
     cpython::check(is_buffered);
     is_buffered_protocol_ = is_buffered != 0;
     end_stream();
+    tls_ = find_tls_transport(parts(), protocol);
     Transport::set_protocol(protocol);
 }
 
@@ -45,7 +47,9 @@ void SocketTransport::take_turn() {
 }
 
 void SocketTransport::read() {
-    if (is_buffered_protocol_) {
+    if (tls_ != nullptr) {
+        read_for_tls();
+    } else if (is_buffered_protocol_) {
         read_into_protocol();
     } else {
         read_bytes();
@@ -132,6 +136,28 @@ void SocketTransport::note_pause() noexcept {
 void SocketTransport::end_stream() noexcept {
     if (const Ref stream = std::move(stream_)) {
         close_stream(stream.ptr());
+    }
+}
+
+/// What get_buffer() and buffer_updated() of a TLS connection would do.
+void SocketTransport::read_for_tls() {
+    char* buffer = loop().hub()->read_buffer();
+    const ssize_t size = ::recv(fd(), buffer, sched::Hub::kReadBufferBytes, MSG_DONTWAIT);
+    if (!take_read(size, sched::Hub::kReadBufferBytes)) {
+        return;
+    }
+    const Ref kept = cpython::borrow(protocol());
+    TlsTransport& tls = *tls_;
+    try {
+        tls.take(buffer, static_cast<std::size_t>(size));  // at once: the buffer is ours until Python runs
+        in_context([&] {
+            return cpython::guarded<PyObject*>(nullptr, [&] {
+                tls.proceed();
+                return Py_NewRef(Py_None);
+            });
+        });
+    } catch (const cpython::ErrorSet&) {
+        fail("Fatal error: protocol.buffer_updated() call failed.");
     }
 }
 
@@ -227,6 +253,7 @@ int SocketTransport::traverse(visitproc visit, void* arg) {
 
 void SocketTransport::clear() {
     end_stream();
+    tls_ = nullptr;
     SendingTransport::clear();
     const Ref waiter = std::move(empty_waiter);
 }

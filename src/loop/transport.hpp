@@ -12,6 +12,8 @@
 
 namespace gossamer::loop {
 
+class TlsTransport;
+
 class SocketTransport final : public SendingTransport {
 public:
     SocketTransport(EventLoop& loop, PyObject* self, PyObject* socket, int fd, bool is_tcp, PyObject* context);
@@ -40,6 +42,7 @@ private:
 
     void read();
     void read_bytes();
+    void read_for_tls();
     bool feed(const char* bytes, std::size_t size);
     void end_stream() noexcept;
     void read_into_protocol();
@@ -51,6 +54,7 @@ private:
 
     cpython::Ref stream_;  // stream.hpp; null if the protocol is not that of asyncio's streams
     bool is_buffered_protocol_ = false;
+    TlsTransport* tls_ = nullptr;      // the protocol, if it is a TLS connection of ours
     bool has_read_eof_ = false;
     std::size_t last_read_ = 0;
 };

@@ -36,6 +36,12 @@ inline cpython::Ref as_bytes(PyObject* object, const char* bytes, std::size_t si
 
 class UnsentBytes final {
 public:
+    struct Piece {
+        cpython::Ref kept;  // a bytes object, which `bytes` are in
+        const char* bytes;
+        std::size_t size;
+    };
+
     bool is_empty() const noexcept { return pieces_.empty(); }
     std::size_t size() const noexcept { return size_; }
 
@@ -46,6 +52,8 @@ public:
         pieces_.push_back({std::move(kept), place, size});
         size_ += size;
     }
+
+    const Piece& first() const noexcept { return pieces_.front(); }
 
     /// Fills in at most `most` pieces for writev(2); returns how many.
     std::size_t fill(iovec* pieces, std::size_t most) const noexcept {
@@ -81,12 +89,6 @@ public:
     }
 
 private:
-    struct Piece {
-        cpython::Ref kept;
-        const char* bytes;
-        std::size_t size;
-    };
-
     std::deque<Piece> pieces_;
     std::size_t size_ = 0;
 };
