@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from loops import socket_pair
 from protocols import Recorder
 
@@ -148,3 +149,20 @@ async def connected(
             transport.abort()
             if isinstance(made, Recorder):
                 await made.lost()
+
+
+SIDES = [pytest.param(False, id="client"), pytest.param(True, id="server")]
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+
+async def turns(count: int = 40) -> None:
+    """Let the loop do everything that is ready."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def collect_errors() -> list[Any]:
+    """Return a list of what the loop's exception handler is given."""
+    contexts: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: contexts.append(context))
+    return contexts
