@@ -30,6 +30,7 @@ def measure(bench: Bench) -> list[Result]:
         _echo(bench, "sock", 0.6),
         _echo(bench, "tls", 0.9),
         _connections(bench),
+        _handshakes(bench),
     ]
 
 
@@ -101,15 +102,24 @@ def _protocol(bench: Bench, size: int) -> list[Result]:
 
 def _echo(bench: Bench, kind: str, limit: float) -> Result:
     result = Result(f"loop_{kind}", f"echo, 64 B, {kind} / uvloop", "ratio", limit)
-    load, connections = bench.compiled("echo_load"), CONNECTIONS
-    words = [kind]
     if kind == "tls":
-        words.append(str(_certificate(bench.binaries)))
-        load, connections = bench.peer("tls_load.py"), TLS_CONNECTIONS
+        words = [kind, str(_certificate(bench.binaries))]
+        return _against_uvloop(bench, result, words, bench.peer("tls_load.py"), TLS_CONNECTIONS, 64)
+    return _against_uvloop(bench, result, [kind], bench.compiled("echo_load"), CONNECTIONS, 64)
 
+
+def _handshakes(bench: Bench) -> Result:
+    result = Result("loop_tls_handshakes", "a TLS connection: handshake, a byte each way, end / uvloop", "ratio", 1.0)
+    words = ["tls", str(_certificate(bench.binaries))]
+    return _against_uvloop(bench, result, words, bench.peer("tls_load.py"), 0, 0)
+
+
+def _against_uvloop(
+    bench: Bench, result: Result, words: list[str], load: list[str], connections: int, size: int
+) -> Result:
     def fill() -> None:
         for _ in range(bench.rounds):
-            figures = _one_round(bench, _sides(bench, *words), connections, 64, load)
+            figures = _one_round(bench, _sides(bench, *words), connections, size, load)
             result.figures.append(figures)
             result.rounds.append(cpu_per_operation(figures["ours"]) / cpu_per_operation(figures["uvloop"]))
 
