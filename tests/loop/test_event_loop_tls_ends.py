@@ -346,13 +346,17 @@ def test_a_connection_that_nobody_closed_warns():
             transport, _protocol = await connecting
             return weakref.ref(transport)
 
+        references = []
+
         def forget_it():
-            gone = run_on_thread(main())
+            references.append(run_on_thread(main()))
             gc.collect()
-            assert gone() is None
 
         with pytest.warns(ResourceWarning, match="unclosed transport"):
             forget_it()
+        gc.collect()  # what the warning referred to
+
+        assert references[0]() is None
         assert -1 == left.fileno()
 
 
