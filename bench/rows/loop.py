@@ -128,15 +128,7 @@ def _against_uvloop(
 
 def _connections(bench: Bench) -> Result:
     result = Result("loop_connections", "accept, echo 64 B, close / uvloop", "ratio", 0.9)
-    load = [*bench.compiled("echo_load"), "anew"]
-
-    def fill() -> None:
-        for _ in range(bench.rounds):
-            figures = _one_round(bench, _sides(bench, "protocol"), NEW_CONNECTIONS, 64, load)
-            result.figures.append(figures)
-            result.rounds.append(cpu_per_operation(figures["ours"]) / cpu_per_operation(figures["uvloop"]))
-
-    return _guarded(result, fill)
+    return _against_uvloop(bench, result, ["protocol"], [*bench.compiled("echo_load"), "anew"], NEW_CONNECTIONS, 64)
 
 
 def _certificate(folder: Path) -> Path:
