@@ -109,7 +109,7 @@ def _echo(bench: Bench, kind: str, limit: float) -> Result:
 
 
 def _handshakes(bench: Bench) -> Result:
-    result = Result("loop_tls_handshakes", "a TLS connection: handshake, a byte each way, end / uvloop", "ratio", 1.0)
+    result = Result("loop_tls_handshakes", "a TLS connection: handshake, a byte each way, end / uvloop", "ratio", None)
     words = ["tls", str(_certificate(bench.binaries))]
     return _against_uvloop(bench, result, words, bench.peer("tls_load.py"), 0, 0)
 

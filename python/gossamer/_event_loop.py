@@ -19,7 +19,7 @@ import weakref
 from asyncio import base_events as _base_events
 from asyncio import constants, coroutines, format_helpers, trsock
 from asyncio.log import logger
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from types import FrameType
 from typing import Any, cast
@@ -127,7 +127,6 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
     _transports: Any
     _signal_handlers: dict[int, asyncio.Handle]
     _ensure_fd_no_transport: Callable[[Any], None]
-    _accept_connection2: Callable[..., Coroutine[Any, Any, None]]
     _check_closed: Callable[[], None]
     _check_signal: Callable[[Any], None]
     _handle_signal: Callable[[int], None]
@@ -216,7 +215,10 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
             ssl_handshake_timeout=ssl_handshake_timeout,
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
-        self._make_socket_transport(rawsock, tls, extra=extra, server=server, context=context)
+        if isinstance(cast("object", rawsock), socket.socket):
+            SocketTransport(self, rawsock, tls, None, extra, server, context)
+        else:
+            self._make_socket_transport(rawsock, tls, extra=extra, server=server)
         return tls
 
     async def start_tls(
@@ -257,29 +259,44 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
         context: Context | None = None,
     ) -> None:
-        timeouts = ssl_handshake_timeout, ssl_shutdown_timeout
         if type(sock) is not socket.socket:
             # Whatever has methods of its own is the business of asyncio's own code.
             start: Callable[..., None] = super()._start_serving  # type: ignore[misc]
+            timeouts = ssl_handshake_timeout, ssl_shutdown_timeout
             start(protocol_factory, sock, sslcontext, server, backlog, *timeouts, **_given(context))
             return
 
         def accept_tls(connection: socket.socket, peername: Any, own_context: Context | None) -> None:
-            accepting = self._accept_connection2(
-                protocol_factory,
+            protocol = protocol_factory()
+            self._make_ssl_transport(
                 connection,
-                {"peername": peername},
+                protocol,
                 sslcontext,
-                server,
-                *timeouts,
-                **_given(own_context),
+                self._waiter_that_notes(protocol) if self.get_debug() else None,
+                server_side=True,
+                extra={"peername": peername},
+                server=server,
+                ssl_handshake_timeout=ssl_handshake_timeout,
+                ssl_shutdown_timeout=ssl_shutdown_timeout,
+                context=own_context,
             )
-            self.create_task(accepting, **_given(own_context))
 
         self._stop_accepting(sock.fileno())
         self._acceptors[sock.fileno()] = self._accept_on(
             sock, protocol_factory, server, backlog, context, accept_tls if sslcontext else None
         )
+
+    def _waiter_that_notes(self, protocol: asyncio.BaseProtocol) -> asyncio.Future[None]:
+        """Return what a handshake that fails is told to the exception handler by."""
+
+        def note(waiter: asyncio.Future[None]) -> None:
+            error = waiter.exception()
+            if error is not None:
+                self._note_refused_connection(error, protocol)
+
+        waiter = self.create_future()
+        waiter.add_done_callback(note)
+        return waiter
 
     def _stop_serving(self, sock: socket.socket) -> None:
         self._stop_accepting(sock.fileno())

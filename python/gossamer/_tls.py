@@ -25,14 +25,20 @@ transports: Any = _transports
 
 _core.adopt_tls(transports._FlowControlMixin, ssl.SSLError, ssl.SSLWantReadError, ssl.SSLSyscallError)
 
-# What an SSLObject does but for calling its _ssl._SSLSocket, unless somebody patches it: nothing.
-_THIN_METHODS = {name: getattr(ssl.SSLObject, name) for name in ("read", "write", "do_handshake", "unwrap")}
+# What these do but for calling the object's _ssl._SSLSocket, unless somebody patches them: nothing.
+_READ, _WRITE, _UNWRAP = ssl.SSLObject.read, ssl.SSLObject.write, ssl.SSLObject.unwrap
+_DO_HANDSHAKE = ssl.SSLObject.do_handshake
 
 
 def _is_thin(ssl_object: Any) -> bool:
     """Return whether the calls of an SSL object can go to what it calls itself."""
-    return type(ssl_object) is ssl.SSLObject and all(
-        getattr(ssl.SSLObject, name) is method for name, method in _THIN_METHODS.items()
+    its = type(ssl_object)
+    return (
+        its is ssl.SSLObject
+        and its.read is _READ
+        and its.write is _WRITE
+        and its.do_handshake is _DO_HANDSHAKE
+        and its.unwrap is _UNWRAP
     )
 
 
@@ -159,9 +165,7 @@ class SSLTransport(_core.TlsTransportBase, sslproto._SSLProtocolTransport, sslpr
             )
 
     def _on_handshake_complete(self, error: Any) -> None:
-        if self._handshake_timer is not None:
-            self._handshake_timer.cancel()
-            self._handshake_timer = None
+        self._stop_timers()
         self._end_handshake(error is None)
         try:
             if error is not None:
@@ -229,8 +233,11 @@ class SSLTransport(_core.TlsTransportBase, sslproto._SSLProtocolTransport, sslpr
     # --- The ends ---
 
     def _wake_waiter(self, error: Any = None) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is None or waiter.cancelled():
+        waiter = self._waiter
+        if waiter is None:
+            return
+        self._waiter = None
+        if waiter.cancelled():
             return
         if error is None:
             waiter.set_result(None)
@@ -238,10 +245,12 @@ class SSLTransport(_core.TlsTransportBase, sslproto._SSLProtocolTransport, sslpr
             waiter.set_exception(error)
 
     def _stop_timers(self) -> None:
-        for timer in (self._handshake_timer, self._shutdown_timer):
-            if timer is not None:
-                timer.cancel()
-        self._handshake_timer = self._shutdown_timer = None
+        if self._handshake_timer is not None:
+            self._handshake_timer.cancel()
+            self._handshake_timer = None
+        if self._shutdown_timer is not None:
+            self._shutdown_timer.cancel()
+            self._shutdown_timer = None
 
 
 async def start_tls(

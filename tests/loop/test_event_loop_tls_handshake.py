@@ -5,6 +5,7 @@ import asyncio
 import logging
 import socket
 import ssl
+import sys
 
 import pytest
 from loops import on_loop, run_on_thread, socket_pair
@@ -128,6 +129,62 @@ def test_debug_mode_tells_of_handshakes(caplog):
     assert "starts SSL handshake" in text
     assert "SSL handshake took" in text
     assert "received EOF" in text
+
+
+@pytest.mark.parametrize("is_debugging", [False, True])
+@on_loop
+async def test_a_server_goes_on_after_a_handshake_that_fails(is_debugging):
+    loop = asyncio.get_running_loop()
+    loop.set_debug(is_debugging)
+    contexts = collect_errors()
+    made = []
+
+    class Made(Recorder):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+    async with await loop.create_server(Made, "127.0.0.1", 0, ssl=server_context()) as server:
+        address = server.sockets[0].getsockname()
+        with socket.create_connection(address) as nonsense:
+            nonsense.setblocking(False)
+            await loop.sock_sendall(nonsense, b"GET / HTTP/1.0\r\n\r\n")
+            while await loop.sock_recv(nonsense, 1000):
+                pass
+        transport, _ = await loop.create_connection(
+            asyncio.Protocol, *address, ssl=client_context(), server_hostname="localhost"
+        )
+        transport.abort()
+        await made[1].lost()
+        loop.set_debug(False)
+
+    assert [] == made[0].calls
+    assert ["Error on transport creation for incoming connection"] * is_debugging == [
+        context["message"] for context in contexts
+    ]
+    assert [made[0]] * is_debugging == [context["protocol"] for context in contexts]
+    assert all(isinstance(context["exception"], ssl.SSLError) for context in contexts)
+
+
+@on_loop
+async def test_a_server_waits_for_its_connections():
+    loop = asyncio.get_running_loop()
+    served = Recorder()
+    server = await loop.create_server(lambda: served, "127.0.0.1", 0, ssl=server_context())
+    address = server.sockets[0].getsockname()
+    transport, called = await loop.create_connection(
+        Recorder, *address, ssl=client_context(), server_hostname="localhost"
+    )
+    server.close()
+    waiting = loop.create_task(server.wait_closed())
+    await turns()
+    if sys.version_info >= (3, 12, 1):
+        assert not waiting.done()
+    if sys.version_info >= (3, 13):
+        server.close_clients()
+    transport.close()
+    await waiting
+    await called.lost()
 
 
 # ---- start_tls ----
