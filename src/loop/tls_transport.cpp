@@ -238,8 +238,13 @@ Ref TlsTransport::note_made() {
 // ---- the end ----
 
 void TlsTransport::close() {
-    if (!is_closed) {
-        is_closed = true;
+    if (is_closed) {
+        return;
+    }
+    is_closed = true;
+    if (state_ == State::kFlushing) {
+        flush();  // the other side has ended, and the program has not read everything: now it never will
+    } else {
         start_shutdown();
     }
 }
@@ -255,16 +260,12 @@ bool TlsTransport::is_closing() {
 void TlsTransport::start_shutdown() {
     switch (state_) {
         case State::kUnwrapped:
+        case State::kFlushing:
         case State::kShutdown:
             break;
         case State::kHandshake:
             is_closed = true;
             abort(Py_None);
-            break;
-        case State::kFlushing:
-            if (has_eof_) {  // and the program has not read everything: now it never will
-                flush();
-            }
             break;
         case State::kWrapped:
             is_closed = true;

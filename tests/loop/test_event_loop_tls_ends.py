@@ -145,6 +145,21 @@ async def test_an_end_while_reading_is_paused_waits_for_the_program():
 
 
 @on_loop
+async def test_both_ends_while_reading_is_paused_wait_for_the_program():
+    async with connected() as (transport, protocol, peer):
+        transport.pause_reading()
+        await peer.send(b"last")
+        await peer.say_close()
+        peer.sock.shutdown(socket.SHUT_WR)
+        await turns()
+        assert [] == protocol.calls
+
+        transport.resume_reading()
+        await protocol.lost()
+        assert [("data", b"last"), ("eof",), ("lost", None)] == protocol.calls
+
+
+@on_loop
 async def test_a_program_that_does_not_read_to_the_end_may_close():
     async with connected() as (transport, protocol, peer):
         transport.pause_reading()
