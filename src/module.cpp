@@ -438,13 +438,14 @@ PyObject* statistics(PyObject*, PyObject*) {
         Hub& hub = current_hub();
         const sched::HubStatistics& counts = hub.statistics();
         const loop::Steps* steps = loop::Steps::existing(hub);
-        return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:O,s:K,s:K,s:n}", "spawned", counts.spawned,
+        return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:O,s:K,s:K,s:n,s:n}", "spawned", counts.spawned,
                              "finished", counts.finished, "parks", counts.parks, "switches", counts.switches.load(),
                              "polls", counts.polls, "waits", counts.waits, "preemptions", counts.preemptions,
                              "deadlocks", counts.deadlocks, "live", static_cast<Py_ssize_t>(hub.live_count()),
                              "main_is_virtual", hub.main().is_main() ? Py_True : Py_False, "steps",
                              steps == nullptr ? 0 : steps->started, "step_parks", steps == nullptr ? 0 : steps->parks,
-                             "parked_steps", static_cast<Py_ssize_t>(hub.parked_steps()));
+                             "parked_steps", static_cast<Py_ssize_t>(hub.parked_steps()), "steps_in_use",
+                             steps == nullptr ? Py_ssize_t{0} : static_cast<Py_ssize_t>(steps->in_use()));
     });
 }
 

@@ -191,6 +191,7 @@ class _Statistics(TypedDict):
     steps: int
     step_parks: int
     parked_steps: int
+    steps_in_use: int
 
 def enter(makes_threads_virtual: bool, /) -> None: ...
 def adopt_threading() -> None: ...

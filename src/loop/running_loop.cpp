@@ -8,6 +8,9 @@
 
 #include "cpython/error.hpp"
 #include "cpython/ref.hpp"
+#include "loop/step_loop.hpp"
+#include "loop/steps.hpp"
+#include "sched/hub.hpp"
 
 namespace gossamer::loop {
 
@@ -25,6 +28,18 @@ void store(PyCFunction function) noexcept {
     std::atomic_ref<PyCFunction>(definition->ml_meth).store(function, std::memory_order_release);
 }
 
+/// A loop that waits in C code drives the hub from the beginning on: virtual threads may be there before a task parks.
+void let_drive(PyObject* loop) noexcept {
+    sched::Hub* hub = sched::Hub::current();
+    if (hub != nullptr && loop != Py_None && !waits_in_selector(loop)) {
+        guarded(0, [&] {
+            Steps::of(*hub).let_drive(loop);
+            return 0;
+        });
+        PyErr_Clear();  // a loop without readers cannot
+    }
+}
+
 PyObject* set_running_loop(PyObject* module, PyObject* loop) {
     return guarded<PyObject*>(nullptr, [&]() -> PyObject* {
         Ref result = steal(original(module, loop));
@@ -34,6 +49,7 @@ PyObject* set_running_loop(PyObject* module, PyObject* loop) {
         if (watcher) {
             steal(PyObject_CallMethod(watcher.ptr(), "note", "O", loop));
         }
+        let_drive(loop);
         return result.release();
     });
 }

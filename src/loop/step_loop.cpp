@@ -108,14 +108,13 @@ PyType_Spec spec = {
     "gossamer._core.StepLoop", sizeof(StepLoop), 0,
     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE, slots};
 
-/// Whether the loop waits in an object of the module `selectors`, or in one of ours, whose waits park.
-bool waits_in_selector(PyObject* loop) {
+}  // namespace
+
+bool waits_in_selector(PyObject* loop) noexcept {
     const Ref selector = Ref::steal_or_null(PyObject_GetAttrString(loop, "_selector"));
     PyErr_Clear();
     return static_cast<bool>(selector);
 }
-
-}  // namespace
 
 void StepLoop::signal() noexcept {
     if (is_signalled || steps == nullptr) {

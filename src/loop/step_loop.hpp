@@ -48,6 +48,9 @@ struct StepLoop {
 /// The type, made once a hub. Throws ErrorSet.
 PyObject* create_step_loop_type();
 
+/// Whether the loop waits in an object of the module `selectors`, or in one of ours, whose waits park. Keeps no error.
+bool waits_in_selector(PyObject* loop) noexcept;
+
 /// Makes one and has `loop` own it. Throws ErrorSet, std::system_error.
 StepLoop* attach_to_loop(Steps& steps, PyObject* loop);
 

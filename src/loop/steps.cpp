@@ -205,6 +205,13 @@ StepLoop* Steps::loop_for(PyObject* loop) {
     return attach_to_loop(*this, loop);
 }
 
+void Steps::let_drive(PyObject* loop) {
+    const StepLoop* joined = loop_for(loop);
+    if (joined != nullptr && joined->drives) {
+        hub_.begin_to_be_driven();
+    }
+}
+
 bool Steps::may_resume(const Step& step) noexcept {
     const bool result = guarded(false, [&] {
         const Ref loop = running_loop();

@@ -38,6 +38,8 @@ public:
     /// A step to start. Throws std::bad_alloc, std::system_error.
     Step& take();
     void give_back(Step& step) noexcept;
+    /// Those that run or are parked.
+    std::size_t in_use() const noexcept { return stacks_.stacks_in_use() - free_count_; }
 
     /// The step that a wait which begins now parks; null: the whole virtual thread. Keeps no error. Python: attached.
     Step* target(Step& innermost) noexcept;
@@ -69,6 +71,9 @@ public:
     void close_condemned() noexcept;
     void condemn(PyObject* coroutine);
     bool has_condemned() const noexcept { return has_condemned_.load(std::memory_order_relaxed); }
+
+    /// The calling virtual thread begins to run `loop`, which waits in C code. Throws ErrorSet, std::system_error.
+    void let_drive(PyObject* loop);
 
     sched::Hub& hub() const noexcept { return hub_; }
     PyTypeObject* loop_type() const noexcept { return reinterpret_cast<PyTypeObject*>(loop_type_.ptr()); }

@@ -300,6 +300,7 @@ Wake Hub::park_thread(const WaitNote& note, core::Deadline deadline, Cancellable
     const bool takes_mark_back = preemption_.pending_calls().give_up_mark_if_ours(*tstate_);
     switch_away();
     timers_.disarm(self);
+    remind_driver();
     if (takes_mark_back) {
         preemption_.take_mark_back();
     }
@@ -345,6 +346,7 @@ Wake Hub::yield_thread() {
     ready_.append(preempted_);  // these are runnable too
     ready_.push(self);
     switch_away();
+    remind_driver();
     if (takes_mark_back) {
         preemption_.take_mark_back();
     }
@@ -357,6 +359,7 @@ void Hub::preempt_running() noexcept {
     self.status = ThreadStatus::kReady;
     preempted_.push(self);
     switch_to(*loop_thread_);
+    remind_driver();
 }
 
 void Hub::let_others_run() noexcept {
@@ -364,6 +367,7 @@ void Hub::let_others_run() noexcept {
     self.status = ThreadStatus::kReady;
     ready_.push(self);
     switch_to(*loop_thread_);
+    remind_driver();
 }
 
 void Hub::post_letter(Parkable& whom) noexcept {

@@ -296,9 +296,11 @@ public:
     void look_around() noexcept;
 
     /// From now on somebody else's loop waits for the kernel on this OS thread, without the hub: reactor().fd() becomes
-    /// readable when there is something to do, and the loop then calls drive(). Thread: carrier.
+    /// readable when there is something to do, and the loop then calls drive(). The running virtual thread runs the loop.
+    /// Thread: carrier.
     void begin_to_be_driven() noexcept {
         is_driven_ = true;
+        driver_ = running_;
         is_asleep_.store(true);
         ask_driver();  // virtual threads may be ready already
     }
@@ -364,6 +366,15 @@ private:
             reactor_->wake_up();
         }
     }
+    /// Back in the virtual thread whose loop drives the hub, after others ran: some may be runnable still, deadlines may
+    /// be new, and the hub itself may have taken the wake-up that told the loop.
+    void remind_driver() noexcept {
+        if (is_driven_ && running_ == driver_ &&
+            !(ready_.is_empty() && preempted_.is_empty() && shuffled_.empty() && timers_.is_empty())) [[unlikely]] {
+            was_driver_asked_ = true;
+            reactor_->wake_up();
+        }
+    }
     void switch_away() noexcept;
     void switch_to(VirtualThread& next) noexcept;
     void finish_running() noexcept;
@@ -416,6 +427,7 @@ private:
     std::uint64_t handled_signals_ = 0;
     int usual_origin_depth_ = 0;
     bool is_driven_ = false;
+    const VirtualThread* driver_ = nullptr;  // runs the loop that drives; may be gone, is compared only
     bool was_driver_asked_ = false;
     bool is_shuffled_ = false;
     std::uint64_t shuffle_state_ = 0;

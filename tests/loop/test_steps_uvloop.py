@@ -9,6 +9,7 @@ import time
 
 import gossamer as gs
 import pytest
+from gossamer import _core
 from tasks import settle
 
 uvloop = pytest.importorskip("uvloop")
@@ -123,3 +124,57 @@ def test_blocking_is_an_error_where_it_is_asked_for():
         loop = uvloop.new_event_loop()
         loop.run_until_complete(main())
         loop.close()
+
+
+def run_inside(main):
+    """Runs a coroutine function on uvloop in the main virtual thread."""
+    return gs.run(lambda: asyncio.run(main(), loop_factory=uvloop.new_event_loop))
+
+
+@pytest.mark.parametrize("run", [run, run_inside])
+def test_a_virtual_thread_that_gives_way_is_continued(run):
+    """The loop slept while one was ready: only those that were unparked made it look."""
+
+    async def main():
+        def count():
+            for _ in range(200):
+                gs.checkpoint()
+            return "counted"
+
+        with gs.scope() as scope:
+            task = scope.spawn(count)
+        return task.result()
+
+    assert "counted" == run(main)
+
+
+@pytest.mark.parametrize("run", [run, run_inside])
+def test_a_deadline_that_a_virtual_thread_set_while_a_callback_blocked_comes(run):
+    """The loop's timer stands in for the hub's, and nobody had looked whether there was a new one."""
+
+    async def main():
+        gate = threading.Event()
+
+        def sleep():
+            gate.wait()
+            time.sleep(0.01)
+            return "slept"
+
+        def block():
+            gate.set()
+            time.sleep(0.001)
+
+        asyncio.get_running_loop().call_soon(block)
+        with gs.scope() as scope:
+            task = scope.spawn(sleep)
+        return task.result()
+
+    assert "slept" == run(main)
+
+
+@pytest.mark.parametrize("run", [run, run_inside])
+def test_virtual_threads_run_where_no_task_has_parked_yet(run):
+    async def main():
+        return await _core.spawn(lambda: time.sleep(0.001) or "ran")
+
+    assert "ran" == run(main)
