@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 from gossamer import _core, _run, _running_loops
 
+GRACE = 5.0  # seconds that virtual threads started on an ordinary thread that is a carrier get at the end of that
+
 
 @contextmanager
 def blocking_in_tasks(mode: str, /) -> Iterator[None]:
@@ -75,7 +77,7 @@ class _Carrier(threading.local):
             return
         if not _core.has_steps():
             self._is_ours = False
-            _run.leave(grace=0)
+            _run.leave(GRACE)
         elif not self._will_leave:
             self._will_leave = True
             _core.call_when_no_step_is_left(self._leave_soon)

@@ -152,7 +152,8 @@ def _wait_for_task[T](
     ended = threading.Event()
 
     def start() -> None:
-        task = loop.create_task(coroutine, context=context)
+        # Its first step runs at once, so that a cancellation finds it begun, as it would in an `await`.
+        task = asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)
         task.add_done_callback(lambda _task: ended.set())
         tasks.append(task)
 
@@ -244,10 +245,25 @@ def _beside[T](running: asyncio.AbstractEventLoop, function: Callable[[], T]) ->
         finally:
             asyncio._set_running_loop(running)
             asyncio.tasks._swap_current_task(running, outer)  # type: ignore[attr-defined]
-    task: _core.Task[T] = _core.spawn(function)
+    has_begun, is_cancelled = False, False
+
+    def begin() -> T:
+        nonlocal has_begun
+        has_begun = True
+        if is_cancelled:
+            task.cancel()  # at the first wait, not before the beginning
+        return function()
+
+    def cancel() -> None:
+        nonlocal is_cancelled
+        is_cancelled = True
+        if has_begun:
+            task.cancel()
+
+    task: _core.Task[T] = _core.spawn(begin)
     ended = threading.Event()
     task._on_end(lambda _task: ended.set())
-    with _waiting_for(ended, task.cancel):
+    with _waiting_for(ended, cancel):
         return task.result()
 
 
@@ -394,7 +410,7 @@ async def _async_iterator[T](iterator: Iterator[T]) -> AsyncIterator[T]:
             yield item
     finally:
         if isinstance(iterator, Generator):
-            iterator.close()
+            await _async_function(iterator.close)()
 
 
 def _sync_iterator[T](iterator: AsyncIterator[T]) -> Iterator[T]:
