@@ -16,6 +16,7 @@
 #include <new>
 #include <utility>
 
+#include "core/assert.hpp"
 #include "cpython/error.hpp"
 #include "cpython/ref.hpp"
 
@@ -23,7 +24,8 @@ namespace gossamer::loop {
 
 enum class OperationState : std::uint8_t { kNew, kWaiting, kOver };
 
-template <typename Operation>
+/// `kBytes`: of the largest Operation, where it is a base.
+template <typename Operation, std::size_t kBytes = sizeof(Operation)>
 class AwaitedOperation final {
 public:
     /// Creates the class. Throws ErrorSet.
@@ -54,29 +56,31 @@ public:
             cpython::steal(PyType_FromModuleAndSpec(module, &spec, nullptr)).release());
     }
 
-    /// A new object around `Operation(args...)`; `prepare(operation)` checks and keeps more. Throws ErrorSet.
-    template <typename Prepare, typename... Args>
-    static PyObject* make(PyTypeObject* type, Prepare prepare, Args&&... args) {
+    /// A new object around `T(args...)`, an Operation, whose constructor may throw ErrorSet.
+    template <typename T = Operation, typename... Args>
+    static PyObject* make(PyTypeObject* type, Args&&... args) {
+        static_assert(sizeof(T) <= kBytes);
         auto* self = PyObject_GC_New(Object, type);
         if (self == nullptr) {
             throw cpython::ErrorSet{};
         }
-        auto* operation = new (self->memory) Operation(std::forward<Args>(args)...);
-        cpython::Ref object = cpython::Ref::steal_or_null(&self->ob_base);
         try {
-            prepare(*operation);
-        } catch (const cpython::ErrorSet&) {
-            operation->end();  // it was never awaited, and nobody needs to know
+            // Safety: operation_of() finds it by its base, which is at the same address.
+            Operation* operation = new (self->memory) T(std::forward<Args>(args)...);
+            GS_ASSERT(static_cast<void*>(operation) == self->memory);
+        } catch (...) {
+            PyObject_GC_Del(self);
+            Py_DECREF(type);
             throw;
         }
-        PyObject_GC_Track(object.ptr());
-        return object.release();
+        PyObject_GC_Track(&self->ob_base);
+        return &self->ob_base;
     }
 
 private:
     struct Object {
         PyObject ob_base;
-        alignas(Operation) std::byte memory[sizeof(Operation)];
+        alignas(std::max_align_t) std::byte memory[kBytes];
     };
 
     static Operation& operation_of(PyObject* self) noexcept {

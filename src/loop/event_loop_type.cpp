@@ -7,7 +7,7 @@
 #include "cpython/error.hpp"
 #include "loop/acceptor.hpp"
 #include "loop/event_loop.hpp"
-#include "loop/socket_operation.hpp"
+#include "loop/socket_calls.hpp"
 #include "loop/transport.hpp"
 
 namespace gossamer::loop {
@@ -323,6 +323,8 @@ void event_loop_dealloc(PyObject* self) {
     Py_DECREF(type);
 }
 
+constexpr int kKeywords = METH_FASTCALL | METH_KEYWORDS;
+
 PyMethodDef methods[] = {
     {"call_soon", _PyCFunction_CAST(call_soon), METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR("call_soon($self, callback, /, *args, context=None)\n--\n\n"
@@ -341,12 +343,26 @@ PyMethodDef methods[] = {
     {"is_closed", is_closed, METH_NOARGS, PyDoc_STR("is_closed($self, /)\n--\n\nWhether the loop was closed.")},
     {"create_future", create_future, METH_NOARGS,
      PyDoc_STR("create_future($self, /)\n--\n\nReturn a new future of the loop.")},
-    {"sock_recv", _PyCFunction_CAST(sock_recv), METH_FASTCALL,
+    {"sock_recv", _PyCFunction_CAST(sock_recv), kKeywords,
      PyDoc_STR("sock_recv($self, sock, n, /)\n--\n\nReceive up to ``n`` bytes from a non-blocking socket.")},
-    {"sock_recv_into", _PyCFunction_CAST(sock_recv_into), METH_FASTCALL,
+    {"sock_recv_into", _PyCFunction_CAST(sock_recv_into), kKeywords,
      PyDoc_STR("sock_recv_into($self, sock, buf, /)\n--\n\nReceive into ``buf``; the result is how many bytes.")},
-    {"sock_sendall", _PyCFunction_CAST(sock_sendall), METH_FASTCALL,
+    {"sock_recvfrom", _PyCFunction_CAST(sock_recvfrom), kKeywords,
+     PyDoc_STR("sock_recvfrom($self, sock, bufsize, /)\n--\n\n"
+               "Receive a datagram of at most ``bufsize`` bytes; the result is its bytes and who sent it.")},
+    {"sock_recvfrom_into", _PyCFunction_CAST(sock_recvfrom_into), kKeywords,
+     PyDoc_STR("sock_recvfrom_into($self, sock, buf, nbytes=0, /)\n--\n\n"
+               "Receive a datagram into ``buf``; the result is how many bytes, and who sent them.")},
+    {"sock_sendall", _PyCFunction_CAST(sock_sendall), kKeywords,
      PyDoc_STR("sock_sendall($self, sock, data, /)\n--\n\nSend all of ``data`` through a non-blocking socket.")},
+    {"sock_sendto", _PyCFunction_CAST(sock_sendto), kKeywords,
+     PyDoc_STR("sock_sendto($self, sock, data, address, /)\n--\n\n"
+               "Send a datagram to ``address``; the result is how many bytes.")},
+    {"sock_connect", _PyCFunction_CAST(sock_connect), kKeywords,
+     PyDoc_STR("sock_connect($self, sock, address, /)\n--\n\nConnect a non-blocking socket.")},
+    {"sock_accept", _PyCFunction_CAST(sock_accept), kKeywords,
+     PyDoc_STR("sock_accept($self, sock, /)\n--\n\n"
+               "Accept a connection; the result is its non-blocking socket and the peer's address.")},
     {"_add_reader", _PyCFunction_CAST(add_bare<Interest::kRead>), METH_FASTCALL | METH_KEYWORDS, nullptr},
     {"_add_writer", _PyCFunction_CAST(add_bare<Interest::kWrite>), METH_FASTCALL | METH_KEYWORDS, nullptr},
     {"_remove_reader", remove_bare<Interest::kRead>, METH_O, nullptr},

@@ -75,7 +75,7 @@ PyObject* wait_until_done(PyObject* module, PyObject* future) {
         if (!PyObject_TypeCheck(future, parts.future_type)) {
             return Py_NewRef(future);  // of a loop with futures of its own, which can be awaited as well
         }
-        return Operation::make(parts.future_wait_type, [](FutureWait&) {}, parts, future);
+        return Operation::make(parts.future_wait_type, parts, future);
     });
 }
 

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""loop.sock_recv, sock_recv_into and sock_sendall: awaitables that stand where asyncio has coroutines."""
+"""loop.sock_*: awaitables that stand where asyncio has coroutines."""
 
 import asyncio
 import collections.abc
+import contextlib
 import gc
 import inspect
 import socket
+import tempfile
+from pathlib import Path
 
 import gossamer as gs
 import pytest
-from loops import forget, new_loop, on_loop, run_virtually, socket_pair
+from loops import forget, new_loop, on_loop, run_on_thread, run_virtually, socket_pair
 
 
 @on_loop
@@ -195,3 +198,164 @@ def test_it_works_beside_virtual_threads_on_the_same_socket():
             return answer
 
     assert b"HELLO" == run_virtually(main())
+
+
+FAMILIES = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
+
+
+@contextlib.contextmanager
+def bound(family, kind):
+    """A non-blocking socket that is bound to an address of its own."""
+    with socket.socket(family, kind) as sock, tempfile.TemporaryDirectory() as folder:
+        sock.setblocking(False)
+        hosts = {socket.AF_INET: ("127.0.0.1", 0), socket.AF_INET6: ("::1", 0, 0, 0)}
+        sock.bind(hosts.get(family, str(Path(folder, "socket"))))
+        yield sock
+
+
+@contextlib.contextmanager
+def unconnected(family, kind):
+    with socket.socket(family, kind) as sock:
+        sock.setblocking(False)
+        yield sock
+
+
+@FAMILIES
+def test_accept_and_connect_wait_for_each_other(family):
+    async def main():
+        loop = asyncio.get_running_loop()
+        with bound(family, socket.SOCK_STREAM) as listener, unconnected(family, socket.SOCK_STREAM) as client:
+            listener.listen()
+            accepting = loop.create_task(loop.sock_accept(listener))
+            await asyncio.sleep(0)
+            assert await loop.sock_connect(client, listener.getsockname()) is None
+            connection, address = await accepting
+            with connection:
+                assert type(connection) is socket.socket
+                assert (family, socket.SOCK_STREAM, 0) == (connection.family, connection.type, connection.gettimeout())
+                assert (client.getsockname(), not connection.get_inheritable()) == (address, True)
+                await loop.sock_sendall(client, b"hello")
+                assert b"hello" == await loop.sock_recv(connection, 10)
+                assert client.getpeername() == listener.getsockname()
+
+    run_virtually(main())
+    run_on_thread(main())
+
+
+@FAMILIES
+def test_datagrams_come_with_their_address(family):
+    async def main():
+        loop = asyncio.get_running_loop()
+        kind = socket.SOCK_DGRAM
+        with bound(family, kind) as left, bound(family, kind) as right:
+            receiving = loop.create_task(loop.sock_recvfrom(left, 100))
+            await asyncio.sleep(0)
+            assert 3 == await loop.sock_sendto(right, bytearray(b"one"), left.getsockname())
+            assert (b"one", right.getsockname()) == await receiving
+            buffer = bytearray(10)
+            receiving = loop.create_task(loop.sock_recvfrom_into(right, buffer))
+            await asyncio.sleep(0)
+            assert 0 == await loop.sock_sendto(left, b"", right.getsockname())
+            assert (0, left.getsockname()) == await receiving
+            await loop.sock_sendto(left, b"four", right.getsockname())
+            assert (2, left.getsockname()) == await loop.sock_recvfrom_into(right, buffer, 2)
+            assert buffer.startswith(b"fo")
+
+    run_virtually(main())
+    run_on_thread(main())
+
+
+@on_loop
+async def test_a_datagram_without_a_sender_has_no_address():
+    loop = asyncio.get_running_loop()
+    with bound(socket.AF_UNIX, socket.SOCK_DGRAM) as left, unconnected(socket.AF_UNIX, socket.SOCK_DGRAM) as right:
+        await loop.sock_sendto(right, b"x", left.getsockname())
+        expected = left.recvfrom(10)
+        await loop.sock_sendto(right, b"x", left.getsockname())
+
+        assert expected == await loop.sock_recvfrom(left, 10)
+
+
+@on_loop
+async def test_a_full_queue_makes_sendto_wait():
+    loop = asyncio.get_running_loop()
+    with bound(socket.AF_UNIX, socket.SOCK_DGRAM) as left, unconnected(socket.AF_UNIX, socket.SOCK_DGRAM) as right:
+        right.connect(left.getsockname())
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                right.send(b"x")
+        sending = loop.create_task(loop.sock_sendto(right, b"late", left.getsockname()))
+        await asyncio.sleep(0)
+        assert not sending.done()
+        while (await loop.sock_recvfrom(left, 10))[0] != b"late":
+            pass
+
+        assert 4 == await sending
+
+
+@on_loop
+async def test_a_refused_connection_says_what_address():
+    loop = asyncio.get_running_loop()
+    with bound(socket.AF_INET, socket.SOCK_STREAM) as nobody, unconnected(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        address = nobody.getsockname()
+        with pytest.raises(ConnectionRefusedError, match="Connect call failed") as raised:
+            await loop.sock_connect(sock, address)
+
+    assert str(address) in str(raised.value)
+
+
+@on_loop
+async def test_a_unix_socket_that_nobody_listens_on_is_refused_at_once():
+    with bound(socket.AF_UNIX, socket.SOCK_STREAM) as nobody, unconnected(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.get_running_loop().sock_connect(sock, nobody.getsockname())
+
+
+@on_loop
+async def test_a_cancelled_accept_loses_no_connection():
+    loop = asyncio.get_running_loop()
+    with bound(socket.AF_INET, socket.SOCK_STREAM) as listener, socket.socket() as client:
+        listener.listen()
+        accepting = loop.create_task(loop.sock_accept(listener))
+        await asyncio.sleep(0)
+        accepting.cancel()
+        client.connect(listener.getsockname())
+        connection, _address = await loop.sock_accept(listener)
+        connection.close()
+
+        with pytest.raises(asyncio.CancelledError):
+            await accepting
+
+
+@on_loop
+async def test_what_is_not_the_usual_case_is_asyncios():
+    loop = asyncio.get_running_loop()
+    with bound(socket.AF_INET, socket.SOCK_DGRAM) as left, bound(socket.AF_INET, socket.SOCK_DGRAM) as right:
+        port = left.getsockname()[1]
+        by_name = loop.sock_sendto(right, b"x", ("localhost", port))
+        assert inspect.iscoroutine(by_name)
+        assert 1 == await by_name
+        assert (b"x", right.getsockname()) == await loop.sock_recvfrom(sock=left, bufsize=10)
+        assert inspect.iscoroutine(named := loop.sock_recv(sock=left, n=10))
+        named.close()
+        with pytest.raises(TypeError):
+            await loop.sock_recvfrom(left, "10")
+        with pytest.raises(ValueError, match="nbytes is greater"):
+            await loop.sock_recvfrom_into(left, bytearray(1), 2)
+        with pytest.raises(TypeError):
+            await loop.sock_sendto(right, b"x", None)
+        with pytest.raises(OverflowError):
+            await loop.sock_sendto(right, b"x", ("127.0.0.1", 70000))
+
+
+def test_a_connection_under_way_goes_on_when_its_loop_runs_on_another_hub():
+    with new_loop() as loop, bound(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.listen()
+        with unconnected(socket.AF_INET, socket.SOCK_STREAM) as client:
+            connecting = loop.create_task(loop.sock_connect(client, listener.getsockname()))
+            accepting = loop.create_task(loop.sock_accept(listener))
+            loop.run_until_complete(asyncio.sleep(0))
+            connection, _address = gs.run(loop.run_until_complete, accepting)
+            connection.close()
+
+            assert gs.run(loop.run_until_complete, connecting) is None
