@@ -68,6 +68,26 @@ async def protocol() -> None:
     await asyncio.Event().wait()
 
 
+class DatagramEcho(asyncio.DatagramProtocol):
+    """Sends back what comes."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        """Send it back."""
+        self._transport.sendto(data, addr)
+
+
+async def datagrams() -> None:
+    """An echo server of datagrams."""
+    address = ("127.0.0.1", 0)
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(DatagramEcho, local_addr=address)
+    print(transport.get_extra_info("sockname")[1], flush=True)
+    await asyncio.Event().wait()
+
+
 async def tls() -> None:
     """The same, under TLS."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -106,7 +126,7 @@ async def sock() -> None:
 
 
 WORK: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
-    work.__name__: work for work in (steps, timers, protocol, tls, streams, sock)
+    work.__name__: work for work in (steps, timers, protocol, tls, streams, sock, datagrams)
 }
 
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The load of the echo rows, the same for every server: so many connections, each with one message under way.
 //
-//     echo_load [anew] CONNECTIONS BYTES SLICES SLICE_MILLISECONDS PORT:PID...
+//     echo_load [anew | datagrams] CONNECTIONS BYTES SLICES SLICE_MILLISECONDS PORT:PID...
 //
-// anew: each message has a connection of its own, which is over when the server has closed it too.
+// anew: each message has a connection of its own, which is over when the server has closed it too. datagrams: by UDP.
 //
 // The servers take turns, in slices so short that whatever else the machine does hits all of them alike; the order is
 // turned round with each slice. A slice ends when every message is answered, so a server has no work outside its own.
@@ -40,8 +40,11 @@ std::int64_t read_clock(clockid_t clock) {
     return time.tv_sec * std::int64_t{1'000'000'000} + time.tv_nsec;
 }
 
-int connect_to(int port) {
-    const int fd = checked(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket");
+enum class Kind { kLasting, kAnew, kDatagrams };
+
+int connect_to(int port, Kind kind) {
+    const int type = kind == Kind::kDatagrams ? SOCK_DGRAM : SOCK_STREAM;
+    const int fd = checked(socket(AF_INET, type | SOCK_CLOEXEC, 0), "socket");
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -69,15 +72,13 @@ struct Connection {
     std::size_t received = 0;
 };
 
-enum class Anew : bool { kNo, kYes };
-
 class Load {
 public:
-    Load(int port, pid_t server, int connections, std::size_t bytes, Anew anew)
+    Load(int port, pid_t server, int connections, std::size_t bytes, Kind kind)
         : epoll_(checked(epoll_create1(EPOLL_CLOEXEC), "epoll_create1")),
           port_(port),
           message_(bytes, 'x'),
-          anew_(anew),
+          kind_(kind),
           connections_(static_cast<std::size_t>(connections)) {
         if (clock_getcpuclockid(server, &server_clock_) != 0) {
             std::fputs("there is no such server process\n", stderr);
@@ -123,7 +124,7 @@ public:
 
 private:
     void open(Connection& connection) {
-        connection = {connect_to(port_)};
+        connection = {connect_to(port_, kind_), 0};
         epoll_event event{};
         event.events = EPOLLIN;
         event.data.u32 = static_cast<std::uint32_t>(&connection - connections_.data());
@@ -144,7 +145,7 @@ private:
     bool take_answer(Connection& connection) {
         char buffer[65536];
         const ssize_t size = recv(connection.fd, buffer, sizeof buffer, 0);
-        if (size == 0 && anew_ == Anew::kYes && connection.received == message_.size()) {
+        if (size == 0 && kind_ == Kind::kAnew && connection.received == message_.size()) {
             close(connection.fd);
             connection = {};
             return true;
@@ -157,7 +158,7 @@ private:
         if (connection.received < message_.size()) {
             return false;
         }
-        if (anew_ == Anew::kYes) {
+        if (kind_ == Kind::kAnew) {
             shutdown(connection.fd, SHUT_WR);
             return false;
         }
@@ -168,7 +169,7 @@ private:
     const int epoll_;
     const int port_;
     const std::string message_;
-    const Anew anew_;
+    const Kind kind_;
     clockid_t server_clock_{};
     std::vector<Connection> connections_;
 };
@@ -176,14 +177,15 @@ private:
 }  // namespace
 
 int main(int count, char** arguments) {
-    Anew anew = Anew::kNo;
-    if (count > 1 && std::string_view(arguments[1]) == "anew") {
-        anew = Anew::kYes;
+    Kind kind = Kind::kLasting;
+    const std::string_view first = count > 1 ? arguments[1] : "";
+    if (first == "anew" || first == "datagrams") {
+        kind = first == "anew" ? Kind::kAnew : Kind::kDatagrams;
         --count;
         ++arguments;
     }
     if (count < 6) {
-        std::fputs("usage: echo_load [anew] CONNECTIONS BYTES SLICES SLICE_MILLISECONDS PORT:PID...\n", stderr);
+        std::fputs("usage: echo_load [anew | datagrams] CONNECTIONS BYTES SLICES SLICE_MILLISECONDS PORT:PID...\n", stderr);
         return 2;
     }
     const int connections = std::atoi(arguments[1]);
@@ -197,7 +199,7 @@ int main(int count, char** arguments) {
         if (std::sscanf(arguments[index], "%d:%d", &port, &pid) != 2) {
             return 2;
         }
-        loads.emplace_back(port, pid, connections, bytes, anew);
+        loads.emplace_back(port, pid, connections, bytes, kind);
         loads.back().run_slice(slice);  // warm-up
     }
     std::vector<Figures> figures(loads.size());

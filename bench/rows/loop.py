@@ -29,7 +29,8 @@ def measure(bench: Bench) -> list[Result]:
         _echo(bench, "streams", 0.8),
         _echo(bench, "sock", 0.6),
         _echo(bench, "tls", 0.9),
-        _connections(bench),
+        _by_load(bench, "connections", "accept, echo 64 B, close", "protocol", "anew", NEW_CONNECTIONS),
+        _by_load(bench, "datagrams", "datagram echo, 64 B", "datagrams", "datagrams", CONNECTIONS),
         _handshakes(bench),
     ]
 
@@ -126,9 +127,10 @@ def _against_uvloop(
     return _guarded(result, fill)
 
 
-def _connections(bench: Bench) -> Result:
-    result = Result("loop_connections", "accept, echo 64 B, close / uvloop", "ratio", 0.9)
-    return _against_uvloop(bench, result, ["protocol"], [*bench.compiled("echo_load"), "anew"], NEW_CONNECTIONS, 64)
+def _by_load(bench: Bench, name: str, what: str, server: str, load: str, connections: int) -> Result:
+    """What echo_load measures when a word tells it how to connect."""
+    result = Result(f"loop_{name}", f"{what} / uvloop", "ratio", 0.9)
+    return _against_uvloop(bench, result, [server], [*bench.compiled("echo_load"), load], connections, 64)
 
 
 def _certificate(folder: Path) -> Path:

@@ -34,7 +34,7 @@ _core.adopt_asyncio(
     asyncio.Handle,
     asyncio.TimerHandle,
     asyncio.Future,
-    asyncio.Transport,
+    asyncio.BaseTransport,
     asyncio.BufferedProtocol,
     getattr(asyncio.events, "_ThreadSafeHandle", None),
     asyncio.SelectorEventLoop,
@@ -44,7 +44,9 @@ _core.adopt_asyncio(
     _streams.read,
 )
 
-from gossamer._transports import SocketTransport  # noqa: E402 - stands on what was just adopted
+from gossamer._transports import DatagramTransport, SocketTransport  # noqa: E402 - stands on what was just adopted
+
+_DATAGRAM_FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 
 GRACE = 5.0  # seconds that virtual threads started inside a loop on an ordinary thread get after it
 
@@ -100,14 +102,14 @@ class _Transports(weakref.WeakValueDictionary[int, Any]):
         return transport
 
     def __setitem__(self, fd: int, transport: Any) -> None:
-        if isinstance(transport, _core.SocketTransportBase):
+        if isinstance(transport, _core.TransportBase):
             transport._loop._show_transport(fd, transport)
         else:
             super().__setitem__(fd, transport)
 
     def __delitem__(self, fd: int) -> None:
         transport = self[fd]
-        if isinstance(transport, _core.SocketTransportBase):
+        if isinstance(transport, _core.TransportBase):
             transport._loop._hide_transport(fd, transport)
         else:
             super().__delitem__(fd)
@@ -245,6 +247,20 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
             ssl_handshake_timeout=ssl_handshake_timeout,
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
+
+    def _make_datagram_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        address: Any = None,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> Any:
+        if type(sock) is not socket.socket or sock.family not in _DATAGRAM_FAMILIES:
+            make: Callable[..., Any] = super()._make_datagram_transport  # type: ignore[misc]
+            return make(sock, protocol, address, waiter, extra)
+        self._ensure_fd_no_transport(sock)
+        return DatagramTransport(self, sock, protocol, address, waiter, extra)
 
     # --- Servers ---
 

@@ -18,10 +18,88 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gossamer._event_loop import EventLoop
 
+_RETRY_DELAY = 0.001  # seconds, where the kernel does not tell when it takes a datagram
 _SERVER_WANTS_TRANSPORTS = sys.version_info >= (3, 13)
 
 
-class SocketTransport(_core.SocketTransportBase):
+class _Transport(_core.TransportBase):
+    """What all of them have."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        words = [type(self).__name__]
+        if self._file is None:
+            words.append("closed")
+        elif self._closing:
+            words.append("closing")
+        words.append(f"fd={self._fileno}")
+        if self._file is not None:
+            words.append("read=polling" if self.is_reading() else "read=idle")
+            size = self.get_write_buffer_size()
+            words.append(f"write=<{'polling' if size else 'idle'}, bufsize={size}>")
+        return f"<{' '.join(words)}>"
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if self._file is not None:
+            _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+            self._file.close()
+            self._leave(self._server)
+
+    def abort(self) -> None:
+        """Close at once; what was not sent is lost."""
+        self._force_close(None)
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Set the marks of flow control, in bytes."""
+        if high is None:
+            high = 64 * 1024 if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+        self._set_limits(high, low)
+
+    # --- Called from C++, by name ---
+
+    def _warn_of_lost_write(self) -> None:
+        logger.warning("socket.send() raised exception.")
+
+    def _fatal_error(self, error: BaseException, message: str = "Fatal error on transport") -> None:
+        if isinstance(error, OSError):
+            if self._loop.get_debug():
+                logger.debug("%r: %s", self, message, exc_info=error)
+        else:
+            self._report(error, message)
+        self._force_close(error)
+
+    def _report(self, error: BaseException, message: str) -> None:
+        self._loop.call_exception_handler(
+            {"message": message, "exception": error, "transport": self, "protocol": self._protocol}
+        )
+
+    # --- The end ---
+
+    def _call_connection_lost(self, error: BaseException | None) -> None:
+        file, server = self._file, self._server
+        if file is None:
+            return
+        try:
+            self._protocol.connection_lost(error)
+        finally:
+            self._finish()
+            file.close()
+            self._leave(server)
+
+    def _leave(self, server: Any) -> None:
+        if server is not None:
+            if _SERVER_WANTS_TRANSPORTS:
+                server._detach(self)
+            else:
+                server._detach()
+
+
+class SocketTransport(_Transport, _core.SocketTransportBase, asyncio.Transport):
     """A connected stream socket."""
 
     # With a dictionary only once somebody sets an attribute of his own: without, calls of methods are specialised.
@@ -41,39 +119,6 @@ class SocketTransport(_core.SocketTransportBase):
     ) -> None:
         super().__init__(extra)
         self._open(loop, sock, protocol, waiter, server, context)
-
-    def __repr__(self) -> str:
-        words = [type(self).__name__]
-        if self._sock is None:
-            words.append("closed")
-        elif self._closing:
-            words.append("closing")
-        words.append(f"fd={self._sock_fd}")
-        if self._sock is not None:
-            words.append("read=polling" if self.is_reading() else "read=idle")
-            size = self.get_write_buffer_size()
-            words.append(f"write=<{'polling' if size else 'idle'}, bufsize={size}>")
-        return f"<{' '.join(words)}>"
-
-    def __del__(self, _warn: Any = warnings.warn) -> None:
-        if self._sock is not None:
-            _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
-            self._sock.close()
-            self._leave(self._server)
-
-    def abort(self) -> None:
-        """Close at once; what was not sent is lost."""
-        self._force_close(None)
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Set the marks of flow control, in bytes."""
-        if high is None:
-            high = 64 * 1024 if low is None else 4 * low
-        if low is None:
-            low = high // 4
-        if not high >= low >= 0:
-            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
-        self._set_limits(high, low)
 
     def can_write_eof(self) -> bool:
         """Return True: the sending half can be closed alone."""
@@ -112,45 +157,37 @@ class SocketTransport(_core.SocketTransportBase):
         elif self._eof:
             self._sock.shutdown(socket.SHUT_WR)
 
-    def _warn_of_lost_write(self) -> None:
-        logger.warning("socket.send() raised exception.")
-
     def _fatal_error(self, error: BaseException, message: str = "Fatal error on transport") -> None:
-        if isinstance(error, OSError):
-            if self._loop.get_debug():
-                logger.debug("%r: %s", self, message, exc_info=error)
-        else:
-            self._report(error, message)
         if self._empty_waiter is not None and not self._empty_waiter.done():
             self._empty_waiter.set_exception(error)
-        self._force_close(error)
-
-    def _report(self, error: BaseException, message: str) -> None:
-        self._loop.call_exception_handler(
-            {"message": message, "exception": error, "transport": self, "protocol": self._protocol}
-        )
-
-    # --- The end ---
+        super()._fatal_error(error, message)
 
     def _call_connection_lost(self, error: BaseException | None) -> None:
-        sock, waiter, server = self._sock, self._empty_waiter, self._server
-        if sock is None:
-            return
+        waiter = self._empty_waiter
         try:
-            self._protocol.connection_lost(error)
+            super()._call_connection_lost(error)
         finally:
-            self._finish()
-            sock.close()
-            self._leave(server)
             if waiter is not None and not waiter.done():
                 waiter.set_exception(ConnectionError("Connection is closed by peer"))
 
-    def _leave(self, server: Any) -> None:
-        if server is not None:
-            if _SERVER_WANTS_TRANSPORTS:
-                server._detach(self)
-            else:
-                server._detach()
+
+class DatagramTransport(_Transport, _core.DatagramTransportBase, asyncio.DatagramTransport):
+    """A datagram socket."""
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        address: Any = None,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(extra)
+        self._open(loop, sock, protocol, address, waiter)
+
+    def _retry_later(self) -> None:
+        self._loop.call_later(_RETRY_DELAY, self._retry)
 
 
 _core.adopt_transports(SocketTransport, trsock.TransportSocket)

@@ -108,6 +108,13 @@ PyObject* EventLoop::transport_of(int fd) const noexcept {
     return fd >= 0 && index < transports_.size() ? transports_[index] : nullptr;
 }
 
+char* EventLoop::datagram_buffer() {
+    if (!datagram_buffer_) {
+        datagram_buffer_ = std::make_unique_for_overwrite<char[]>(kDatagramBytes);
+    }
+    return datagram_buffer_.get();
+}
+
 void EventLoop::check_no_transport(int fd) {
     if (!other_transports_) {
         const Ref mapping = steal(PyObject_GetAttrString(object_, "_transports"));

@@ -96,6 +96,10 @@ public:
     void remove_transport(int fd, PyObject* transport) noexcept;
     PyObject* transport_of(int fd) const noexcept;
 
+    /// Room for one datagram, until its caller runs Python.
+    char* datagram_buffer();
+    static constexpr std::size_t kDatagramBytes = 256 * 1024;
+
     /// Throws ErrorSet (RuntimeError) when a transport of the loop uses the descriptor.
     void check_no_transport(int fd);
 
@@ -159,10 +163,11 @@ private:
     core::IntrusiveList<Activity> active_;
     core::IntrusiveList<WaitingOperation> operations_;
     std::unordered_map<int, std::unique_ptr<BareWatch>> bare_watches_;
-    cpython::Ref future_keywords_;       // {"loop": the loop}, while it runs
-    std::vector<PyObject*> transports_;  // by descriptor; borrowed
-    cpython::Ref other_transports_;      // the dictionary of asyncio's _transports, once it was needed
-    std::vector<int> rechecks_;          // descriptors whose callback was queued since the last look
+    cpython::Ref future_keywords_;             // {"loop": the loop}, while it runs
+    std::vector<PyObject*> transports_;        // by descriptor; borrowed
+    cpython::Ref other_transports_;            // the dictionary of asyncio's _transports, once it was needed
+    std::vector<int> rechecks_;                // descriptors whose callback was queued since the last look
+    std::unique_ptr<char[]> datagram_buffer_;  // once it was needed
     std::uint64_t turn_ = 0;
     int turns_since_look_ = 0;
     core::Nanoseconds last_look_{};

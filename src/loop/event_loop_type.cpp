@@ -8,7 +8,7 @@
 #include "loop/acceptor.hpp"
 #include "loop/event_loop.hpp"
 #include "loop/socket_calls.hpp"
-#include "loop/transport.hpp"
+#include "loop/transport_base.hpp"
 
 namespace gossamer::loop {
 
@@ -249,7 +249,7 @@ PyObject* show_transport(PyObject* self, PyObject* args) {
         EventLoop& loop = loop_of(self);
         int fd = -1;
         PyObject* transport = nullptr;
-        if (!PyArg_ParseTuple(args, "iO!", &fd, loop.parts().socket_transport_type, &transport)) {
+        if (!PyArg_ParseTuple(args, "iO!", &fd, loop.parts().transport_base_type, &transport)) {
             throw cpython::ErrorSet{};
         }
         if (!is_shown) {

@@ -5,6 +5,7 @@
 
 #include "cpython/ref.hpp"
 #include "loop/acceptor.hpp"
+#include "loop/datagram_transport.hpp"
 #include "loop/event_loop.hpp"
 #include "loop/future_wait.hpp"
 #include "loop/handle.hpp"
@@ -32,6 +33,8 @@ namespace {
 void intern_names(TransportParts& parts) {
     const auto intern = [](const char* name) { return steal(PyUnicode_InternFromString(name)).release(); };
     parts.connection_made = intern("connection_made");
+    parts.datagram_received = intern("datagram_received");
+    parts.error_received = intern("error_received");
     parts.finish_beginning = intern("_finish_beginning");
     parts.call_connection_lost = intern("_call_connection_lost");
     parts.socket = intern("socket");
@@ -75,6 +78,7 @@ int traverse_parts(Parts* parts, visitproc visit, void* arg) {
         Py_VISIT(reinterpret_cast<PyObject*>(parts->asyncio_handle));
         Py_VISIT(reinterpret_cast<PyObject*>(parts->handle_type));
         Py_VISIT(reinterpret_cast<PyObject*>(parts->timer_handle_type));
+        Py_VISIT(reinterpret_cast<PyObject*>(parts->transport_base_type));
         Py_VISIT(reinterpret_cast<PyObject*>(parts->socket_transport_type));
         Py_VISIT(parts->streams.stream_type);
         Py_VISIT(parts->streams.protocol_type);
@@ -108,6 +112,7 @@ void clear_parts(Parts* parts) noexcept {
         Py_CLEAR(parts->asyncio_handle);
         Py_CLEAR(parts->handle_type);
         Py_CLEAR(parts->timer_handle_type);
+        Py_CLEAR(parts->transport_base_type);
         Py_CLEAR(parts->socket_transport_type);
         parts->streams.for_each([](PyObject*& place) { Py_CLEAR(place); });
         parts->transports.for_each([](PyObject*& place) { Py_CLEAR(place); });
@@ -146,7 +151,9 @@ PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t coun
         }
         Parts& parts = *cpython::state_of_module(module).loop_parts;
         if (parts.asyncio_handle == nullptr) {
-            create_socket_transport_type(module, parts, args[3]);
+            create_transport_base_type(module, parts, args[3]);
+            create_socket_transport_type(module, parts);
+            create_datagram_transport_type(module, parts);
             create_handle_types(module, parts, args[0], args[1]);
             parts.future_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(args[2]));
             parts.future_blocking = future_blocking_of(parts);

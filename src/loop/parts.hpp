@@ -64,6 +64,8 @@ struct TransportParts {
     PyObject* transport_socket = nullptr;
     // interned names
     PyObject* connection_made = nullptr;
+    PyObject* datagram_received = nullptr;
+    PyObject* error_received = nullptr;
     PyObject* finish_beginning = nullptr;      // "_finish_beginning"
     PyObject* call_connection_lost = nullptr;  // "_call_connection_lost"
     PyObject* socket = nullptr;
@@ -75,9 +77,9 @@ struct TransportParts {
 
     template <typename Visit>
     void for_each(Visit visit) {
-        for (PyObject** place :
-             {&socket_transport, &transport_socket, &connection_made, &finish_beginning, &call_connection_lost, &socket,
-              &sockname, &peername, &getsockname, &getpeername, &attach}) {
+        for (PyObject** place : {&socket_transport, &transport_socket, &connection_made, &datagram_received,
+                                 &error_received, &finish_beginning, &call_connection_lost, &socket, &sockname,
+                                 &peername, &getsockname, &getpeername, &attach}) {
             visit(*place);
         }
     }
@@ -116,6 +118,7 @@ struct Parts {
     PyObject* thread_safe_handle = nullptr;  // asyncio's class for call_soon_threadsafe from 3.14 on, else null
     PyTypeObject* handle_type = nullptr;
     PyTypeObject* timer_handle_type = nullptr;
+    PyTypeObject* transport_base_type = nullptr;
     PyTypeObject* socket_transport_type = nullptr;
     PyTypeObject* socket_operation_type = nullptr;
     PyTypeObject* acceptor_type = nullptr;
@@ -160,7 +163,7 @@ int traverse_parts(Parts* parts, visitproc visit, void* arg);
 void clear_parts(Parts* parts) noexcept;
 void free_parts(Parts* parts) noexcept;
 
-/// adopt_asyncio(Handle, TimerHandle, Future, Transport, BufferedProtocol, _ThreadSafeHandle or None, SelectorEventLoop,
+/// adopt_asyncio(Handle, TimerHandle, Future, BaseTransport, BufferedProtocol, _ThreadSafeHandle or None, SelectorEventLoop,
 /// socket.socket, StreamReaderProtocol, StreamReader, their read())
 PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t count);
 

@@ -18,13 +18,6 @@ namespace {
 constexpr std::size_t kMostPieces = 64;  // of one system call
 constexpr int kMostFlushes = 8;          // of one turn
 
-void check_is_bytes_like(PyObject* object) {
-    if (!PyBytes_Check(object) && !PyByteArray_Check(object) && !PyMemoryView_Check(object)) {
-        cpython::raise(PyExc_TypeError, "data argument must be a bytes-like object, not '%.200s'",
-                       Py_TYPE(object)->tp_name);
-    }
-}
-
 }  // namespace
 
 void SendingTransport::write(PyObject* object) {
@@ -62,13 +55,6 @@ void SendingTransport::write(PyObject* object) {
     unsent_.keep(object, bytes, size);
     want_to_write();
     pause_protocol();
-}
-
-void SendingTransport::warn_of_lost_write() {
-    if (lost_count >= kLostWritesBeforeWarning) {
-        steal(PyObject_CallMethod(owner(), "_warn_of_lost_write", nullptr));
-    }
-    ++lost_count;
 }
 
 void SendingTransport::write_several(PyObject* objects) {

@@ -36,8 +36,6 @@ protected:
     void drop_unsent() override { unsent_.clear(); }
 
 private:
-    void warn_of_lost_write();
-
     UnsentBytes unsent_;
 };
 

@@ -134,8 +134,7 @@ public:
 private:
     Ref attempt() override {
         SocketAddress from;
-        Ref data =
-            read_bytes(wanted_, [&](int fd, char* buffer) { return receive_from(fd, buffer, wanted_, from); });
+        Ref data = read_bytes(wanted_, [&](int fd, char* buffer) { return receive_from(fd, buffer, wanted_, from); });
         return data ? pair(std::move(data), cpython::address_object(from)) : Ref();
     }
 

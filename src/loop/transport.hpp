@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The transport of a connected stream socket: gossamer._core.SocketTransportBase, an asyncio.Transport. What happens at
+// The transport of a connected stream socket: gossamer._core.SocketTransportBase. What happens at
 // the end of a connection's life is Python (gossamer/_transports.py); the rest is here.
 #pragma once
 
@@ -72,10 +72,7 @@ struct Connection {
 /// A new gossamer._transports.SocketTransport. Throws ErrorSet.
 cpython::Ref make_socket_transport(EventLoop& loop, const Connection& connection);
 
-/// The descriptor of an instance of that class; -1: it was not opened.
-int fd_of_transport(const Parts& parts, PyObject* transport) noexcept;
-
-/// Creates the class, a subclass of asyncio.Transport. Throws ErrorSet.
-void create_socket_transport_type(PyObject* module, Parts& parts, PyObject* transport);
+/// Creates the class. Throws ErrorSet.
+void create_socket_transport_type(PyObject* module, Parts& parts);
 
 }  // namespace gossamer::loop

@@ -163,6 +163,13 @@ void Transport::want_to_write() {
     queue_if_useful();
 }
 
+void Transport::warn_of_lost_write() {
+    if (lost_count >= kLostWritesBeforeWarning) {
+        steal(PyObject_CallMethod(owner(), "_warn_of_lost_write", nullptr));
+    }
+    ++lost_count;
+}
+
 // ---- flow control ----
 
 void Transport::set_limits(std::size_t high, std::size_t low) {

@@ -96,6 +96,9 @@ protected:
     /// Has the loop tell when the descriptor is writable.
     void want_to_write();
 
+    /// Counts a write after the end.
+    void warn_of_lost_write();
+
     void pause_protocol();
     void resume_protocol();
     bool is_protocol_paused() const noexcept { return is_protocol_paused_; }
@@ -172,6 +175,12 @@ cpython::Ref Transport::in(PyObject* borrowed, Call call) {
     }
     return cpython::steal(result);
 }
+
+/// Creates TransportBase, a subclass of asyncio.BaseTransport. Throws ErrorSet.
+void create_transport_base_type(PyObject* module, Parts& parts, PyObject* base_transport);
+
+/// The descriptor of an instance of it; -1: it was not opened.
+int fd_of_transport(const Parts& parts, PyObject* transport) noexcept;
 
 /// Whether the exception that is set ends the program.
 inline bool is_exit() noexcept {

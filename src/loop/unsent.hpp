@@ -9,6 +9,7 @@
 #include <sys/uio.h>
 #include <utility>
 
+#include "cpython/error.hpp"
 #include "cpython/ref.hpp"
 
 namespace gossamer::loop {
@@ -27,6 +28,14 @@ public:
 private:
     Py_buffer view_{};
 };
+
+/// Throws ErrorSet (TypeError) unless it is what may be written.
+inline void check_is_bytes_like(PyObject* object) {
+    if (!PyBytes_Check(object) && !PyByteArray_Check(object) && !PyMemoryView_Check(object)) {
+        cpython::raise(PyExc_TypeError, "data argument must be a bytes-like object, not '%.200s'",
+                       Py_TYPE(object)->tp_name);
+    }
+}
 
 /// `object` itself if its bytes cannot change, else a copy of them. Throws ErrorSet.
 inline cpython::Ref as_bytes(PyObject* object, const char* bytes, std::size_t size) {

@@ -55,9 +55,9 @@ def new_loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 @contextlib.contextmanager
-def socket_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+def socket_pair(kind: int = socket.SOCK_STREAM) -> Iterator[tuple[socket.socket, socket.socket]]:
     """Two connected non-blocking sockets."""
-    left, right = socket.socketpair()
+    left, right = socket.socketpair(type=kind)
     with left, right:
         left.setblocking(False)
         right.setblocking(False)

@@ -306,9 +306,11 @@ async def test_a_refused_connection_says_what_address():
 
 @on_loop
 async def test_a_unix_socket_that_nobody_listens_on_is_refused_at_once():
+    loop = asyncio.get_running_loop()
     with bound(socket.AF_UNIX, socket.SOCK_STREAM) as nobody, unconnected(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        connecting = loop.sock_connect(sock, nobody.getsockname())
         with pytest.raises(ConnectionRefusedError):
-            await asyncio.get_running_loop().sock_connect(sock, nobody.getsockname())
+            await connecting
 
 
 @on_loop
@@ -336,7 +338,8 @@ async def test_what_is_not_the_usual_case_is_asyncios():
         assert inspect.iscoroutine(by_name)
         assert 1 == await by_name
         assert (b"x", right.getsockname()) == await loop.sock_recvfrom(sock=left, bufsize=10)
-        assert inspect.iscoroutine(named := loop.sock_recv(sock=left, n=10))
+        named = loop.sock_recv(sock=left, n=10)
+        assert inspect.iscoroutine(named)
         named.close()
         with pytest.raises(TypeError):
             await loop.sock_recvfrom(left, "10")
