@@ -208,6 +208,30 @@ class DatagramTransportBase(TransportBase):
     def _retry(self, /) -> None: ...
 
 @type_check_only
+class ReadPipeTransportBase(TransportBase):
+    """The reading end of a pipe."""
+
+    @property
+    def _pipe(self) -> Any: ...
+    def pause_reading(self, /) -> None: ...
+    def resume_reading(self, /) -> None: ...
+    def _open(
+        self, loop: EventLoopBase, pipe: Any, protocol: asyncio.BaseProtocol, waiter: asyncio.Future[None] | None, /
+    ) -> None: ...
+
+@type_check_only
+class WritePipeTransportBase(TransportBase):
+    """The writing end of a pipe."""
+
+    @property
+    def _pipe(self) -> Any: ...
+    def write(self, data: Buffer, /) -> None: ...
+    def write_eof(self, /) -> None: ...
+    def _open(
+        self, loop: EventLoopBase, pipe: Any, protocol: asyncio.BaseProtocol, waiter: asyncio.Future[None] | None, /
+    ) -> None: ...
+
+@type_check_only
 class _Statistics(TypedDict):
     spawned: int
     finished: int

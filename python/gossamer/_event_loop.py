@@ -44,7 +44,12 @@ _core.adopt_asyncio(
     _streams.read,
 )
 
-from gossamer._transports import DatagramTransport, SocketTransport  # noqa: E402 - stands on what was just adopted
+from gossamer._transports import (  # noqa: E402 - stands on what was just adopted
+    DatagramTransport,
+    ReadPipeTransport,
+    SocketTransport,
+    WritePipeTransport,
+)
 
 _DATAGRAM_FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 
@@ -261,6 +266,24 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
             return make(sock, protocol, address, waiter, extra)
         self._ensure_fd_no_transport(sock)
         return DatagramTransport(self, sock, protocol, address, waiter, extra)
+
+    def _make_read_pipe_transport(
+        self,
+        pipe: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> asyncio.ReadTransport:
+        return ReadPipeTransport(self, pipe, protocol, waiter, extra)
+
+    def _make_write_pipe_transport(
+        self,
+        pipe: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> asyncio.WriteTransport:
+        return WritePipeTransport(self, pipe, protocol, waiter, extra)
 
     # --- Servers ---
 

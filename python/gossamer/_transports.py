@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import sys
 import warnings
@@ -188,6 +189,48 @@ class DatagramTransport(_Transport, _core.DatagramTransportBase, asyncio.Datagra
 
     def _retry_later(self) -> None:
         self._loop.call_later(_RETRY_DELAY, self._retry)
+
+
+class ReadPipeTransport(_Transport, _core.ReadPipeTransportBase, asyncio.ReadTransport):
+    """The reading end of a pipe."""
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        pipe: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(extra)
+        self._open(loop, pipe, protocol, waiter)
+
+    def _fatal_error(self, error: BaseException, message: str = "Fatal error on pipe transport") -> None:
+        if isinstance(error, OSError) and error.errno != errno.EIO:  # which is how a terminal ends
+            self._report(error, message)
+        super()._fatal_error(error, message)
+
+
+class WritePipeTransport(_Transport, _core.WritePipeTransportBase, asyncio.WriteTransport):
+    """The writing end of a pipe."""
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        pipe: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(extra)
+        self._open(loop, pipe, protocol, waiter)
+
+    def can_write_eof(self) -> bool:
+        """Return True."""
+        return True
+
+    def _warn_of_lost_write(self) -> None:
+        logger.warning("pipe closed by peer or os.write(pipe, data) raised exception.")
 
 
 _core.adopt_transports(SocketTransport, trsock.TransportSocket)

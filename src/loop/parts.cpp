@@ -9,6 +9,7 @@
 #include "loop/event_loop.hpp"
 #include "loop/future_wait.hpp"
 #include "loop/handle.hpp"
+#include "loop/pipe_transport.hpp"
 #include "loop/socket_operation.hpp"
 #include "loop/stream.hpp"
 #include "loop/transport.hpp"
@@ -154,6 +155,7 @@ PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t coun
             create_transport_base_type(module, parts, args[3]);
             create_socket_transport_type(module, parts);
             create_datagram_transport_type(module, parts);
+            create_pipe_transport_types(module, parts);
             create_handle_types(module, parts, args[0], args[1]);
             parts.future_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(args[2]));
             parts.future_blocking = future_blocking_of(parts);

@@ -167,7 +167,7 @@ void Transport::warn_of_lost_write() {
     if (lost_count >= kLostWritesBeforeWarning) {
         steal(PyObject_CallMethod(owner(), "_warn_of_lost_write", nullptr));
     }
-    ++lost_count;
+    lost_count += lost_count > 0 ? 1 : 0;  // it also says that connection_lost is on its way
 }
 
 // ---- flow control ----
