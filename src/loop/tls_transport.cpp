@@ -254,7 +254,9 @@ bool TlsTransport::is_closing() {
         return is_closed;
     }
     const Ref answer = steal(PyObject_CallMethod(below_.ptr(), "is_closing", nullptr));
-    return answer.ptr() == Py_True;
+    const int is_true = PyObject_IsTrue(answer.ptr());
+    cpython::check(is_true);
+    return is_true != 0;
 }
 
 void TlsTransport::start_shutdown() {
