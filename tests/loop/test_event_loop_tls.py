@@ -8,6 +8,7 @@ import asyncio
 import contextvars
 import ssl
 import tempfile
+from subprocess import PIPE, STDOUT
 from typing import ClassVar
 
 import gossamer as gs
@@ -419,6 +420,32 @@ async def test_sendfile_of_a_file():
             assert b"file" * 500_000 == await peer.receive(2_000_000)
             assert 2_000_000 == await sending
             assert protocol is transport.get_protocol()
+
+
+@on_loop
+async def test_keys_may_be_replaced_in_the_middle():
+    served = Recorder()
+    server = await asyncio.get_running_loop().create_server(lambda: served, "127.0.0.1", 0, ssl=server_context())
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        command = ("openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_3")
+        client = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=STDOUT)
+
+        async def read_until(line):
+            while await client.stdout.readline() != line:
+                pass
+
+        client.stdin.write(b"before\n")
+        await served.until(lambda: served.received == b"before\n")
+        client.stdin.write(b"K\n")  # replaces its keys, and asks for ours to be
+        await read_until(b"KEYUPDATE\n")
+        client.stdin.write(b"after\n")
+        await served.until(lambda: served.received == b"before\nafter\n")
+        served.transport.write(b"answer\n")
+        await read_until(b"answer\n")
+        client.stdin.close()
+        await client.wait()
+        await served.lost()
 
 
 # ---- streams ----
