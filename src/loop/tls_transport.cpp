@@ -7,7 +7,8 @@
 #include <vector>
 
 #include "cpython/error.hpp"
-#include "loop/stream_feed.hpp"
+#include "loop/event_loop.hpp"
+#include "loop/stream.hpp"
 
 namespace gossamer::loop {
 
@@ -69,7 +70,8 @@ void TlsTransport::set_protocol(PyObject* protocol) {
     const int is_buffered = PyObject_IsInstance(protocol, parts_.buffered_protocol);
     cpython::check(is_buffered);
     is_buffered_protocol_ = is_buffered != 0;
-    is_stream_protocol_ = is_stream_protocol(parts_, protocol);
+    end_stream();
+    has_looked_for_stream_ = false;
     above_ = find_tls_transport(parts_, protocol);
     borrow(protocol).swap(protocol_);
 }
@@ -186,6 +188,7 @@ Ref TlsTransport::lose() {
     is_flush_waiting_ = false;
     above_ = nullptr;
     unsent_.clear();
+    end_stream();
     const Ref below = std::move(below_);
     Ref protocol = std::move(protocol_);
     if (outgoing_) {
@@ -411,7 +414,14 @@ void TlsTransport::deliver(std::span<const Ref> pieces) {
         above.proceed();
         return;
     }
-    while (!pieces.empty() && is_stream_protocol_ && feed(protocol.ptr(), pieces.front().ptr())) {
+    if (!has_looked_for_stream_) {
+        has_looked_for_stream_ = true;
+        if (!loop_of(loop_.ptr()).is_debugging) {
+            stream_ = open_stream(parts_, loop_.ptr(), protocol.ptr());
+        }
+        note_pause();
+    }
+    while (!pieces.empty() && stream_ && feed(pieces.front().ptr())) {
         pieces = pieces.subspan(1);
     }
     if (!pieces.empty()) {
@@ -421,9 +431,22 @@ void TlsTransport::deliver(std::span<const Ref> pieces) {
 }
 
 /// Returns whether the protocol was one of asyncio's streams, whose reader now has the data.
-bool TlsTransport::feed(PyObject* protocol, PyObject* piece) {
+bool TlsTransport::feed(PyObject* piece) {
+    const Ref stream = borrow(stream_.ptr());
     return PyBytes_CheckExact(piece) &&
-           feed_stream(parts_, protocol, PyBytes_AS_STRING(piece), static_cast<std::size_t>(PyBytes_GET_SIZE(piece)));
+           feed_stream(stream.ptr(), PyBytes_AS_STRING(piece), static_cast<std::size_t>(PyBytes_GET_SIZE(piece)));
+}
+
+void TlsTransport::note_pause() noexcept {
+    if (stream_) {
+        set_writing_paused(stream_.ptr(), is_protocol_paused_);
+    }
+}
+
+void TlsTransport::end_stream() noexcept {
+    if (const Ref stream = std::move(stream_)) {
+        close_stream(stream.ptr());
+    }
 }
 
 Ref TlsTransport::join(std::span<const Ref> pieces) {
@@ -661,9 +684,11 @@ void TlsTransport::control_protocol() {
     const std::size_t size = is_below_full_ ? unsent_bytes() : unsent_.size();
     if (!is_protocol_paused_ && size > 0 && size >= write_high) {
         is_protocol_paused_ = true;
+        note_pause();
         tell_protocol("pause_writing");
     } else if (is_protocol_paused_ && size <= write_low) {
         is_protocol_paused_ = false;
+        note_pause();
         tell_protocol("resume_writing");
     }
 }
@@ -685,7 +710,7 @@ void TlsTransport::tell_protocol(const char* method) {
 }
 
 int TlsTransport::traverse(visitproc visit, void* arg) {
-    for (const Ref* ref : {&loop_, &protocol_, &below_, &ssl_, &incoming_, &outgoing_, &buffer_}) {
+    for (const Ref* ref : {&loop_, &protocol_, &below_, &ssl_, &incoming_, &outgoing_, &buffer_, &stream_}) {
         Py_VISIT(ref->ptr());
     }
     return 0;
@@ -694,6 +719,7 @@ int TlsTransport::traverse(visitproc visit, void* arg) {
 void TlsTransport::clear() {
     state_ = State::kUnwrapped;
     above_ = nullptr;
+    end_stream();
     const Ref protocol = std::move(protocol_);
     const Ref below = std::move(below_);
     const Ref ssl = std::move(ssl_);

@@ -126,7 +126,7 @@ private:
     void read_bytes();
     void read_into_protocol();
     void deliver(std::span<const cpython::Ref> pieces);
-    bool feed(PyObject* protocol, PyObject* piece);
+    bool feed(PyObject* piece);
     cpython::Ref join(std::span<const cpython::Ref> pieces);
     cpython::Ref join(PyObject* sequence);
     void tell_eof();
@@ -138,6 +138,8 @@ private:
     void control_protocol();
     void control_below();
     void tell_protocol(const char* method);
+    void note_pause() noexcept;
+    void end_stream() noexcept;
     void fail(const char* message);
     void fail_unless_base_exception(const char* message);
 
@@ -153,11 +155,12 @@ private:
     cpython::Ref incoming_;
     cpython::Ref outgoing_;
     cpython::Ref buffer_;            // of get_buffer(), once it was called
+    cpython::Ref stream_;            // stream.hpp; null if the protocol is not that of asyncio's streams
     TlsTransport* above_ = nullptr;  // the protocol, if it is a TLS connection too
     State state_ = State::kUnwrapped;
     Told told_;
     bool is_buffered_protocol_ = false;
-    bool is_stream_protocol_ = false;
+    bool has_looked_for_stream_ = false;
     bool is_reading_paused_ = false;   // by the program
     bool is_protocol_paused_ = false;  // the program was asked not to write
     bool is_below_paused_ = false;     // the transport below was asked not to read

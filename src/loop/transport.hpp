@@ -54,7 +54,7 @@ private:
 
     cpython::Ref stream_;  // stream.hpp; null if the protocol is not that of asyncio's streams
     bool is_buffered_protocol_ = false;
-    TlsTransport* tls_ = nullptr;      // the protocol, if it is a TLS connection of ours
+    TlsTransport* tls_ = nullptr;  // the protocol, if it is a TLS connection of ours
     bool has_read_eof_ = false;
     std::size_t last_read_ = 0;
 };
