@@ -10,7 +10,8 @@ CPython's own tests' harness (``../cpython/harness.py``), which this file is a g
 
     in NAME.toml        what it says
     ------------------  ----------------------------------------------------------------------------------------------
-    source, sha256      the source package, as pip names it, and the hash of its file
+    source, sha256      the source package, as pip names it or as a file of Debian's pool/ (where only that has the
+                        tests), and the hash of its file
     keep                what of it is unpacked: the tests and their settings, not the library, which is installed
     requirements        the file with the packages, each pinned; suites that share one share an environment
     plugins, arguments  of pytest, which loads no other plugins; `variables`, if there are any, are set in both runs
@@ -36,21 +37,25 @@ import sys
 import tarfile
 import time
 import tomllib
+import urllib.request
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CPYTHON = HERE.parent / "cpython"
-sys.path.insert(0, str(CPYTHON))
+sys.path[:0] = [str(CPYTHON), str(HERE.parents[1] / "tools")]
 
 import harness  # noqa: E402 - stands beside on_our_loop.py
+from deb import ToolError  # noqa: E402 - stands in tools/
+from debian_folder import debian_mirror  # noqa: E402
 from harness import Expected, FileRun, HarnessError, Outcome, Report  # noqa: E402
 
 CACHE = harness.Options().cache.with_name("suites")
 FORMAT = 1  # part of the key of the plain results: raise it when the way they are made changes
 PYTEST_ENDS = (0, 1)  # all passed, some failed
 DOWNLOADS = 3  # attempts
+DOWNLOAD_SECONDS = 60.0
 HANG_SECONDS = 60  # that a test may take
 OUR_LOOP = "gossamer."
 
@@ -137,21 +142,34 @@ def download(suite: Suite, python: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for file in folder.glob("*.tar.*"):
-            if hashlib.sha256(file.read_bytes()).hexdigest() == suite.sha256:
-                return file
-        wanted = folder / "wanted.txt"
-        wanted.write_text(f"{suite.source} --hash=sha256:{suite.sha256}\n")
-        package = suite.source.split("==")[0]
-        pip = [python, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-        pip += ["--no-binary", package, "--require-hashes", "-d", str(folder), "-r", str(wanted)]
-        for _ in range(DOWNLOADS):
-            if subprocess.run(pip, stdin=subprocess.DEVNULL).returncode == 0:
-                break
-        for file in folder.glob("*.tar.*"):
-            if hashlib.sha256(file.read_bytes()).hexdigest() == suite.sha256:
-                return file
-    raise HarnessError(f"pip cannot get the source package of {suite.source} with the hash that {suite.name}.toml has")
+        for _ in range(DOWNLOADS + 1):
+            for file in folder.glob("*.tar.*"):
+                if hashlib.sha256(file.read_bytes()).hexdigest() == suite.sha256:
+                    return file
+            if suite.source.startswith("pool/"):
+                download_from_debian(suite, folder)
+            else:
+                download_by_pip(suite, folder, python)
+    raise HarnessError(f"{suite.name}: cannot get {suite.source} with the hash {suite.sha256}")
+
+
+def download_by_pip(suite: Suite, folder: Path, python: str) -> None:
+    """Downloads a source package from Python's package index."""
+    wanted = folder / "wanted.txt"
+    wanted.write_text(f"{suite.source} --hash=sha256:{suite.sha256}\n")
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps", "--require-hashes"]
+    pip += ["--no-binary", suite.source.split("==")[0], "-d", str(folder), "-r", str(wanted)]
+    subprocess.run(pip, stdin=subprocess.DEVNULL, check=False)
+
+
+def download_from_debian(suite: Suite, folder: Path) -> None:
+    """Downloads what Debian has for the source, from the archive that this machine's apt uses."""
+    try:
+        address = f"{debian_mirror()}/{suite.source}"
+        with urllib.request.urlopen(address, timeout=DOWNLOAD_SECONDS) as source:
+            (folder / Path(suite.source).name).write_bytes(source.read())
+    except (OSError, ToolError) as error:
+        print(f"{suite.name}: {error}", file=sys.stderr)
 
 
 def unpack(suite: Suite, file: Path, target: Path) -> None:
