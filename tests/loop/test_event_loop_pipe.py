@@ -276,7 +276,12 @@ async def test_a_forgotten_writer_is_closed_with_a_warning_once_nobody_tells_of_
 
 @on_loop
 async def test_a_subprocess_talks_through_its_pipes():
-    program = "import sys; data = sys.stdin.buffer.read(); sys.stdout.buffer.write(data.upper()); print(len(data), file=sys.stderr)"
+    program = """if True:
+        import sys
+        data = sys.stdin.buffer.read()
+        sys.stdout.buffer.write(data.upper())
+        print(len(data), file=sys.stderr)
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-S",
