@@ -144,7 +144,7 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         super().__init__(selector)
         selector.attach(self)
         self._transports = _Transports(self)
-        self._acceptors: dict[int, _core.Acceptor] = {}
+        self._acceptors: dict[socket.socket, _core.Acceptor] = {}
         self._blocking = blocking
 
     def _make_self_pipe(self) -> None:
@@ -320,8 +320,8 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
                 context=own_context,
             )
 
-        self._stop_accepting(sock.fileno())
-        self._acceptors[sock.fileno()] = self._accept_on(
+        self._stop_accepting(sock)
+        self._acceptors[sock] = self._accept_on(
             sock, protocol_factory, server, backlog, context, accept_tls if sslcontext else None
         )
 
@@ -338,11 +338,11 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         return waiter
 
     def _stop_serving(self, sock: socket.socket) -> None:
-        self._stop_accepting(sock.fileno())
+        self._stop_accepting(sock)
         super()._stop_serving(sock)  # type: ignore[misc]
 
-    def _stop_accepting(self, fd: int) -> None:
-        acceptor = self._acceptors.pop(fd, None)
+    def _stop_accepting(self, sock: socket.socket) -> None:
+        acceptor = self._acceptors.pop(sock, None)
         if acceptor is not None:
             acceptor.stop()
 

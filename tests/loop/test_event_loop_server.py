@@ -303,13 +303,18 @@ async def test_a_listening_socket_closed_by_its_user_is_forgotten():
     server = await loop.create_server(lambda: Server(made), sock=listener)
     fd = listener.fileno()
     listener.close()
-    async with serving(lambda: Server(made)) as (_server, address):
+    async with serving(lambda: Server(made)) as (other, address):
+        assert fd == other.sockets[0].fileno()
         with connected_to(address):
             await accepted(made)
         await made[0].lost()
-    server._sockets = None
+        with pytest.raises(ValueError, match="-1"):  # as asyncio has it
+            server.close()
+        with connected_to(address):
+            await accepted(made, 2)
+        await made[1].lost()
 
-    assert fd not in loop._acceptors
+    assert {} == loop._acceptors
 
 
 @on_loop
