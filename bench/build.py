@@ -11,7 +11,13 @@ from pathlib import Path
 
 from measure import HERE, ROOT, log
 
-PACKAGES = {"greenlet_switch": "greenlet", "runloom_yield": "runloom", "uvloop_loop": "uvloop"}
+PACKAGES = {
+    "asgiref_crossings": "asgiref",
+    "greenback_await": "greenback",
+    "greenlet_switch": "greenlet",
+    "runloom_yield": "runloom",
+    "uvloop_loop": "uvloop",
+}
 
 
 def build_extension(python: str, tag: str) -> None:

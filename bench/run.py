@@ -31,6 +31,7 @@ ROWS = (
     "parked_tasks",
     "echo",
     "loop",
+    "bridge",
     "lock",
     "startup",
     "idle",

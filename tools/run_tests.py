@@ -65,8 +65,13 @@ class Jobs:
         self._steps = steps
         self._environments = environments
         self._everything = everything
-        long = {"GOSSAMER_HANDOFFS": "1000000", "GOSSAMER_HANDSHAKES": "50000", "GOSSAMER_MILLION_PARKED": "1"}
-        self._variables = long if everything else {}
+        in_full = {
+            "GOSSAMER_HANDOFFS": "1000000",
+            "GOSSAMER_HANDSHAKES": "50000",
+            "GOSSAMER_MILLION_PARKED": "1",
+            "GOSSAMER_MIXED_STEPS": "100000",
+        }
+        self._variables = in_full if everything else {}
         versions: dict[str, Job] = {name: self._of_version(TAGS[name]) for name in WORKING}
         self.by_name: dict[str, Job] = {**versions, "suites": self.suites, "core": self.core, "checks": self.checks}
 

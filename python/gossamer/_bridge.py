@@ -14,6 +14,7 @@ that runs at that moment is not: the call runs the loop itself until the awaitab
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextvars
 import functools
@@ -147,43 +148,61 @@ def _wait_for_future[T](future: asyncio.Future[T], loop: asyncio.AbstractEventLo
 def _wait_for_task[T](
     coroutine: Coroutine[Any, Any, T], context: contextvars.Context, loop: asyncio.AbstractEventLoop
 ) -> T:
-    """Run ``coroutine`` as a task of a loop that runs elsewhere, and wait for its end."""
-    tasks: list[asyncio.Task[T]] = []
-    ended = threading.Event()
+    """Run ``coroutine`` as a task of a loop that runs elsewhere on this hub, and wait for its end."""
+    task: asyncio.Task[T]
+    until_ended = _lock_that_is_held()
+
+    def end(_task: object) -> None:
+        until_ended.release()
 
     def start() -> None:
         # Its first step runs at once, so that a cancellation finds it begun, as it would in an `await`.
+        nonlocal task
         task = asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)
-        task.add_done_callback(lambda _task: ended.set())
-        tasks.append(task)
+        if task.done():
+            until_ended.release()
+        else:
+            task.add_done_callback(end, context=context)
 
     loop.call_soon_threadsafe(start)
-    with _waiting_for(ended, lambda: loop.call_soon_threadsafe(lambda: tasks[0].cancel())):
-        return tasks[0].result()
+    interruption = _wait_in_any_case(until_ended, lambda: loop.call_soon_threadsafe(lambda: task.cancel()))
+    with _reporting(interruption):
+        return task.result()
+
+
+def _lock_that_is_held() -> _thread.LockType:
+    lock = _thread.allocate_lock()
+    lock.acquire()
+    return lock
+
+
+def _wait_in_any_case(until_ended: _thread.LockType, cancel: Callable[[], object]) -> BaseException | None:
+    """Wait for the release of ``until_ended``; what interrupts the wait, and is returned, cancels what is waited for."""
+    interruption: BaseException | None = None
+    while True:
+        try:
+            until_ended.acquire()
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
+            interruption = error
+            cancel()
+        else:
+            return interruption
 
 
 @contextmanager
-def _waiting_for(ended: threading.Event, cancel: Callable[[], object]) -> Iterator[None]:
-    """Wait for ``ended``, in any case: what interrupts the wait cancels what is waited for, which may clean up.
-
-    The block takes the result, which decides about a cancellation; any other interruption is raised after it.
-    """
-    interruption: BaseException | None = None
-    while not ended.is_set():
-        try:
-            ended.wait()
-        except BaseException as error:  # noqa: BLE001 - raised below
-            interruption = error
-            cancel()
+def _reporting(interruption: BaseException | None) -> Iterator[None]:
+    """The block takes the result, which decides about a cancellation; any other interruption is raised after it."""
+    if interruption is None:
+        yield
+        return
     is_cancelled = isinstance(interruption, asyncio.CancelledError)
     try:
         yield
     except asyncio.CancelledError:
         if is_cancelled:
             _core.raise_cancellation_again()
-        if interruption is None or is_cancelled:
             raise
-    if interruption is not None and not is_cancelled:
+    if not is_cancelled:
         raise interruption
 
 
@@ -261,9 +280,10 @@ def _beside[T](running: asyncio.AbstractEventLoop, function: Callable[[], T]) ->
             task.cancel()
 
     task: _core.Task[T] = _core.spawn(begin)
-    ended = threading.Event()
-    task._on_end(lambda _task: ended.set())
-    with _waiting_for(ended, cancel):
+    until_ended = _lock_that_is_held()
+    task._on_end(lambda _task: until_ended.release())
+    interruption = _wait_in_any_case(until_ended, cancel)
+    with _reporting(interruption):
         return task.result()
 
 

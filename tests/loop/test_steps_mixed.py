@@ -27,7 +27,7 @@ except ImportError:
 TASKS_AT_ONCE = 100
 DEEPEST = 3
 ACTIONS = int(os.environ.get("GOSSAMER_MIXED_STEPS", "2000"))
-SEEDS = [int(os.environ["GOSSAMER_SEED"])] if "GOSSAMER_SEED" in os.environ else range(3)
+SEEDS = [int(os.environ["GOSSAMER_SEED"])] if "GOSSAMER_SEED" in os.environ else range(3 if ACTIONS < 10_000 else 1)
 VARIABLE = contextvars.ContextVar("VARIABLE")
 
 
