@@ -29,8 +29,12 @@ class _TaskOwner:
         self._has_cancelled = self._is_over = False
 
     def cancel_from_anywhere(self) -> None:
-        """Cancel the task soon, unless it has left the scope by then."""
-        self._loop.call_soon_threadsafe(self._cancel)
+        """Cancel the task soon, unless it has left the scope by then, or its loop is closed: it never runs again."""
+        try:
+            self._loop.call_soon_threadsafe(self._cancel)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
 
     def _cancel(self) -> None:
         if not self._is_over and not self._task.done():

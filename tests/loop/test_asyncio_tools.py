@@ -27,11 +27,11 @@ async def blocks():
 async def main():
     waiting = asyncio.create_task(awaits(), name="waiting")
     blocked = asyncio.create_task(blocks(), name="blocked")
-    await asyncio.sleep(0)
-    print("ready", flush=True)
+    asyncio.get_running_loop().call_soon(print, "ready")  # once this task waits too
     await blocked
     waiting.cancel()
 
+sys.stdout.reconfigure(line_buffering=True)
 with asyncio.Runner(loop_factory=gossamer.new_event_loop) as runner:
     runner.run(main())
 """

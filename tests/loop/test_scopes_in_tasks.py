@@ -6,6 +6,7 @@ import queue
 import time
 
 import gossamer as gs
+import gossamer.testing
 import pytest
 
 
@@ -119,3 +120,23 @@ def test_cancel_of_a_scope_ends_the_body_of_its_task(run):
         return "left", asyncio.current_task().cancelling()
 
     assert ("left", 0) == run(main)
+
+
+def test_a_time_out_of_a_task_whose_loop_is_closed_is_nothing():
+    """It fires while nobody can be told."""
+
+    async def forever() -> None:
+        with gs.timeout(1):
+            await asyncio.Event().wait()
+
+    def main() -> None:
+        with gossamer.testing.virtual_clock():
+            loop = gs.new_event_loop()
+            task = loop.create_task(forever())
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.close()
+            time.sleep(2)
+        assert not task.done()
+        task._log_destroy_pending = False
+
+    gs.run(main)
