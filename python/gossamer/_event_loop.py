@@ -56,6 +56,15 @@ _DATAGRAM_FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 GRACE = 5.0  # seconds that virtual threads started inside a loop on an ordinary thread get after it
 
 
+def _is_plain(sock: object) -> bool:
+    """Say whether a socket sends and receives as `socket.socket` does: a class of its own may not."""
+    kind = type(sock)
+    if kind is socket.socket:
+        return True
+    calls = ("recv", "recv_into", "send", "sendmsg")
+    return issubclass(kind, socket.socket) and all(getattr(kind, name) is getattr(socket.socket, name) for name in calls)
+
+
 class _NoSelector(selectors.BaseSelector):
     """What asyncio's own code asks of a loop's selector, answered by the loop."""
 
@@ -187,8 +196,8 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         server: Any = None,
         context: Context | None = None,
     ) -> asyncio.Transport:
-        if not isinstance(cast("object", sock), socket.socket):
-            # Whatever has a socket's methods is the business of asyncio's own transport.
+        if not _is_plain(sock):
+            # Whatever has methods of its own is the business of asyncio's own transport, which calls them.
             make: Callable[..., asyncio.Transport] = super()._make_socket_transport  # type: ignore[misc]
             return make(sock, protocol, waiter, extra=extra, server=server)
         self._ensure_fd_no_transport(sock)
@@ -222,7 +231,7 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
             ssl_handshake_timeout=ssl_handshake_timeout,
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
-        if isinstance(cast("object", rawsock), socket.socket):
+        if _is_plain(rawsock):
             SocketTransport(self, rawsock, tls, None, extra, server, context)
         else:
             self._make_socket_transport(rawsock, tls, extra=extra, server=server)

@@ -131,6 +131,7 @@ class SocketTransport(_Transport, _core.SocketTransportBase, asyncio.Transport):
             return
         self._eof = True
         if not self.get_write_buffer_size():
+            self._note_sent()
             self._sock.shutdown(socket.SHUT_WR)
 
     # --- What base_events' sendfile asks of a transport ---

@@ -155,6 +155,7 @@ void DatagramTransport::send_to(PyObject* data, PyObject* to) {
 bool DatagramTransport::try_send(const char* bytes, std::size_t size, PyObject* data, PyObject* to) {
     SocketAddress parsed;
     ssize_t sent = 0;
+    note_sent();
     if (is_connected_) {
         sent = ::send(fd(), bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL);
     } else if (const SocketAddress* address = find_address(to, parsed)) {

@@ -264,7 +264,7 @@ void EventLoop::take_turn() {
 }
 
 bool EventLoop::is_time_to_look() noexcept {
-    if (hub_->wants_attention()) {
+    if (has_sent_ || hub_->wants_attention()) {
         return true;
     }
     if (++turns_since_look_ < kTurnsBetweenLooks) {
@@ -275,6 +275,7 @@ bool EventLoop::is_time_to_look() noexcept {
 }
 
 void EventLoop::look() {
+    has_sent_ = false;
     recheck_bare_watches();
     raise_unless_ready(*hub_, hub_->yield_to_events());
     if (hub_->is_main_thread_hub() && hub_->running().is_main() && cpython::is_signal_pending()) {
@@ -285,6 +286,7 @@ void EventLoop::look() {
 }
 
 void EventLoop::wait_for_work() {
+    has_sent_ = false;
     recheck_bare_watches();
     while (ready_.is_empty() && io_ready_.is_empty() && active_.is_empty() && !has_incoming_.load() && !is_stopping) {
         is_idle_ = true;

@@ -10,8 +10,8 @@
 // what was ready when the turn began; then let the transports that have something to do it. (To call what each of these
 // made ready before the next one reads was measured: an echo server of streams took 6 % more CPU a message.) With nothing
 // ready the virtual thread that runs the loop parks until one of these comes. With something ready the kernel is not
-// asked, but every kTurnsBetweenLooks turns, or when the hub wants attention, the loop lets the hub look and every other
-// ready virtual thread run.
+// asked, but every kTurnsBetweenLooks turns, when something was sent (whoever gets it may be of this loop, and tests count
+// turns), or when the hub wants attention, the loop lets the hub look and every other ready virtual thread run.
 //
 // A bare reader or writer is level-triggered, as asyncio's is, on a reactor that knows edges alone: one whose callback ran
 // is asked for by poll(2) before the loop waits again.
@@ -103,6 +103,9 @@ public:
     /// Throws ErrorSet (RuntimeError) when a transport of the loop uses the descriptor.
     void check_no_transport(int fd);
 
+    /// Has the next turn look whether somebody got what was sent.
+    void note_sent() noexcept { has_sent_ = true; }
+
     /// The hub that runs the loop, or null.
     sched::Hub* hub() const noexcept { return hub_; }
 
@@ -170,6 +173,7 @@ private:
     std::unique_ptr<char[]> datagram_buffer_;  // once it was needed
     std::uint64_t turn_ = 0;
     int turns_since_look_ = 0;
+    bool has_sent_ = false;  // since the last look
     core::Nanoseconds last_look_{};
     bool is_idle_ = false;
 

@@ -16,6 +16,9 @@ using cpython::words_of_socket;
 Ref SocketOperation::advance(Ref& waits_for) {
     stop_waiting();
     try {
+        if (interest() == core::Interest::kWrite) {
+            loop_.note_sent();
+        }
         if (Ref result = attempt()) {
             end();
             return result;

@@ -136,6 +136,7 @@ PyMethodDef methods[] = {
     {"resume_reading", simple_method<Transport, &Transport::resume_reading>, METH_NOARGS,
      PyDoc_STR("resume_reading($self, /)\n--\n\nReceive again.")},
     {"_open", open, METH_VARARGS, nullptr},
+    {"_note_sent", simple_method<Transport, &Transport::note_sent>, METH_NOARGS, nullptr},
     {}};
 
 PyGetSetDef properties[] = {{"_read_ready_cb", get_read_callback, nullptr, nullptr, nullptr},

@@ -219,6 +219,7 @@ void SocketTransport::reach_eof() {
 // ---- writing ----
 
 ssize_t SocketTransport::send(const char* bytes, std::size_t size) noexcept {
+    note_sent();
     return ::send(fd(), bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
@@ -226,6 +227,7 @@ ssize_t SocketTransport::send(iovec* pieces, std::size_t count) noexcept {
     msghdr message{};
     message.msg_iov = pieces;
     message.msg_iovlen = count;
+    note_sent();
     return ::sendmsg(fd(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 

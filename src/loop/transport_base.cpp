@@ -247,6 +247,7 @@ void Transport::push_connection_lost(PyObject* error) {
 
 void Transport::finish() {
     loop().remove_transport(fd(), owner());
+    note_sent();  // the end is: the file is closed next
     loop().release(*this);
     loop().unwatch(*this);
     is_closing = true;

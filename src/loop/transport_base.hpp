@@ -49,6 +49,9 @@ public:
     /// After connection_lost: lets everything go.
     void finish();
 
+    /// Tells the loop that it has sent something, or the end.
+    void note_sent() { loop().note_sent(); }
+
     virtual std::size_t unsent_bytes() const noexcept { return 0; }
     void set_limits(std::size_t high, std::size_t low);
 
