@@ -137,6 +137,25 @@ async def test_a_handle_made_in_debug_mode_knows_where():
 
 
 @on_loop
+async def test_in_debug_mode_a_frame_that_is_kept_does_not_keep_what_it_called():
+    loop = asyncio.get_running_loop()
+    loop.set_debug(True)
+    frames = []
+
+    class Argument:
+        pass
+
+    argument = Argument()
+    known = weakref.ref(argument)
+    loop.call_soon(lambda _argument: frames.append(sys._getframe(1)), argument)
+    del argument
+    await asyncio.sleep(0)
+
+    assert frames
+    assert known() is None
+
+
+@on_loop
 async def test_debug_mode_refuses_a_coroutine_function_as_a_callback():
     loop = asyncio.get_running_loop()
     loop.set_debug(True)

@@ -150,6 +150,48 @@ async def test_a_protocol_may_pause_in_the_middle_of_a_large_message():
 
 
 @on_loop
+@pytest.mark.parametrize("end", ["write", "write_eof", "abort"])
+async def test_two_turns_after_it_was_sent_a_peer_in_the_same_loop_has_it(end):
+    """So it is with asyncio, which asks the kernel in every turn, and tests of libraries count on it."""
+    loop = asyncio.get_running_loop()
+    async with connected() as (transport, _protocol, right):
+        _, peer = await loop.create_connection(Recorder, sock=right)
+        for _ in range(3):  # the loop asked the kernel a moment ago, and has something to do
+            await asyncio.sleep(0)
+
+        if end == "write":
+            transport.write(b"some")
+        else:
+            getattr(transport, end)()
+            await asyncio.sleep(0)  # an abort closes at the next turn
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+        assert peer.received == b"some" if end == "write" else peer.calls
+
+
+@on_loop
+async def test_a_socket_with_calls_of_its_own_has_them_called():
+    class Counting(socket.socket):
+        calls = 0
+
+        def recv(self, size):
+            self.calls += 1
+            return super().recv(size)
+
+    loop = asyncio.get_running_loop()
+    with socket_pair() as (left, right):
+        counting = Counting(fileno=left.detach())
+        transport, protocol = await loop.create_connection(Recorder, sock=counting)
+        right.send(b"some")
+        await protocol.until(lambda: protocol.received == b"some")
+        transport.abort()
+        await protocol.lost()
+
+        assert counting.calls
+
+
+@on_loop
 async def test_the_end_of_the_stream_closes_unless_the_protocol_keeps_it_open():
     async with connected() as (transport, protocol, right):
         right.shutdown(socket.SHUT_WR)
