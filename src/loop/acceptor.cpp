@@ -3,6 +3,7 @@
 
 #include "loop/acceptor.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <new>
 
@@ -21,6 +22,12 @@ using cpython::SocketAddress;
 using cpython::steal;
 using cpython::words_of_socket;
 
+namespace {
+
+constexpr int kMostATurn = 1 << 16;
+
+}  // namespace
+
 Acceptor::Acceptor(EventLoop& loop, PyObject* self, PyObject* socket, PyObject* factory, PyObject* server, int backlog,
                    PyObject* context, PyObject* accept_otherwise)
     : LoopWatch(loop, words_of_socket(socket).fd, &serve),
@@ -31,7 +38,7 @@ Acceptor::Acceptor(EventLoop& loop, PyObject* self, PyObject* socket, PyObject* 
       server_(cpython::borrow(server)),
       context_(context == Py_None ? steal(PyContext_CopyCurrent()) : cpython::borrow(context)),
       accept_otherwise_(cpython::borrow(accept_otherwise)),
-      backlog_(backlog),
+      most_a_turn_(std::clamp(backlog, 0, kMostATurn - 1) + 1),
       has_given_context_(context != Py_None) {}
 
 void Acceptor::start() {
@@ -63,7 +70,7 @@ void Acceptor::queue_if_useful() {
 void Acceptor::run() {
     is_queued_ = false;
     try {
-        for (int count = 0; count < backlog_ && is_readable_ && !is_paused_ && !is_stopped_; ++count) {
+        for (int count = 0; count < most_a_turn_ && is_readable_ && !is_paused_ && !is_stopped_; ++count) {
             if (words_of_socket(socket_.ptr()).fd != fd()) {  // its user has closed it
                 stop();
             } else if (!accept_one()) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A listening socket of a server: accepts what the kernel has, up to the backlog a turn, and makes each connection's
+// A listening socket of a server: accepts what the kernel has, up to the backlog and one a turn, and makes each connection's
 // transport, without a task. TLS, and what else is not a plain stream, goes on in Python (EventLoop._accept_tls).
 //
 // Out of descriptors or memory it pauses for asyncio's ACCEPT_RETRY_DELAY, so that what is there can finish.
@@ -50,7 +50,7 @@ private:
     cpython::Ref server_;
     cpython::Ref context_;
     cpython::Ref accept_otherwise_;
-    const int backlog_;
+    const int most_a_turn_;
     const bool has_given_context_;
     bool is_readable_ = false;
     bool is_queued_ = false;

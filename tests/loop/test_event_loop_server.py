@@ -108,6 +108,15 @@ async def test_a_burst_of_connections_is_accepted_whole():
         assert [[("eof",), ("lost", None)]] * 8 == [protocol.calls for protocol in made]
 
 
+@on_loop
+async def test_a_backlog_of_none_is_room_for_one():
+    made = []
+    async with serving(lambda: Server(made), backlog=0) as (_server, address):
+        with connected_to(address):
+            await accepted(made)
+        await made[0].lost()
+
+
 @pytest.mark.parametrize(
     ("family", "address"),
     [
