@@ -6,10 +6,13 @@ asyncio's, where threads are virtual and where they are not.
 import asyncio
 import contextvars
 import functools
+import subprocess
+import sys
 import threading
 
 import gossamer as gs
 import pytest
+from gossamer import _core
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="outside")
 
@@ -36,28 +39,32 @@ def on_our_loop_in_a_virtual_thread(program):
     return gs.run(main)
 
 
-def with_virtual_threads(program):
-    """As under `gossamer run`: the threads that a library starts are virtual."""
-    from gossamer import _core, _run
-
-    _run.enter(virtual_threads=True)
-    try:
-        return asyncio.run(program())
-    finally:
-        _core.make_threads_virtual(False)
-        _run.leave(grace=0)
+def on_a_stock_loop(program):
+    return asyncio.run(program())
 
 
-everywhere = pytest.mark.parametrize(
-    "run",
-    [
-        on_our_loop,
-        on_our_loop_inside,
-        on_a_stock_loop_inside,
-        on_our_loop_in_a_virtual_thread,
-        with_virtual_threads,
-    ],
-)
+if _core.is_virtual():  # this file under `gossamer run`: the threads that a library starts are virtual
+    RUNS = [on_our_loop, on_a_stock_loop]
+else:
+    RUNS = [on_our_loop, on_our_loop_inside, on_a_stock_loop_inside, on_our_loop_in_a_virtual_thread]
+
+everywhere = pytest.mark.parametrize("run", RUNS)
+
+
+def run_virtually(main):
+    return main() if _core.is_virtual() else gs.run(main)
+
+
+@pytest.mark.skipif(_core.is_virtual(), reason="this is the child")
+def test_all_of_this_under_gossamer_run():
+    run = [sys.executable, "-m", "gossamer", "run", "-m"]
+    known = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"  # the package that has our plugin
+    command = [*run, "pytest", "-q", "-W", known, __file__]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+    assert (0, "") == (result.returncode, result.stderr), result.stdout
+    assert " failed" not in result.stdout
+    assert " passed" in result.stdout
 
 
 def on_loops(program):
@@ -169,7 +176,7 @@ def test_asgiref_is_called_by_many_virtual_threads():
             tasks = [scope.spawn(sync.async_to_sync(double), number) for number in range(20)]
         return [task.result() for task in tasks]
 
-    assert [2 * number for number in range(20)] == gs.run(main)
+    assert [2 * number for number in range(20)] == run_virtually(main)
 
 
 # --- anyio ---
@@ -221,28 +228,23 @@ async def test_anyio_portal_serves_a_thread():
     assert ("started", thread) == started
 
 
-@pytest.mark.parametrize("virtual_threads", [False, True])
-def test_anyio_starts_a_portal_from_a_virtual_thread(virtual_threads):
+def test_anyio_starts_a_portal_from_a_virtual_thread():
     anyio = pytest.importorskip("anyio")
-    from gossamer import _core, _run
 
     async def inner(value):
         await anyio.sleep(0)
         return value
 
-    _run.enter(virtual_threads=virtual_threads)
-    try:
+    def call(number):
+        with anyio.from_thread.start_blocking_portal() as portal:
+            return portal.call(inner, number)
+
+    def main():
         with gs.scope() as scope:
-
-            def call(number):
-                with anyio.from_thread.start_blocking_portal() as portal:
-                    return portal.call(inner, number)
-
             tasks = [scope.spawn(call, number) for number in range(3)]
-        assert [0, 1, 2] == [task.result() for task in tasks]
-    finally:
-        _core.make_threads_virtual(False)
-        _run.leave(grace=0)
+        return [task.result() for task in tasks]
+
+    assert [0, 1, 2] == run_virtually(main)
 
 
 @on_loops
