@@ -138,5 +138,6 @@ def test_a_time_out_of_a_task_whose_loop_is_closed_is_nothing():
             time.sleep(2)
         assert not task.done()
         task._log_destroy_pending = False
+        task.get_coro().close()
 
     gs.run(main)
