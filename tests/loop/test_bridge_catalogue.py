@@ -33,7 +33,8 @@ def on_a_stock_loop_inside(program):
 
 
 def on_uvloop(program):
-    return asyncio.run(program(), loop_factory=pytest.importorskip("uvloop").new_event_loop)
+    uvloop = pytest.importorskip("uvloop")
+    return asyncio.run(program(), loop_factory=uvloop.new_event_loop)
 
 
 def from_a_virtual_thread(program):
