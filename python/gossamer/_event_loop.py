@@ -61,8 +61,8 @@ def _is_plain(sock: object) -> bool:
     kind = type(sock)
     if kind is socket.socket:
         return True
-    calls = ("recv", "recv_into", "send", "sendmsg")
-    return issubclass(kind, socket.socket) and all(getattr(kind, name) is getattr(socket.socket, name) for name in calls)
+    names = ("recv", "recv_into", "send", "sendmsg")
+    return issubclass(kind, socket.socket) and all(getattr(kind, x) is getattr(socket.socket, x) for x in names)
 
 
 class _NoSelector(selectors.BaseSelector):

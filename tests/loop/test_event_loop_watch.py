@@ -178,7 +178,7 @@ async def test_a_descriptor_closed_without_removing_its_reader_can_be_used_again
 async def test_a_socket_that_was_closed_meanwhile_is_found_by_itself():
     """anyio closes a socket, and then takes its reader away."""
     loop = asyncio.get_running_loop()
-    with socket_pair() as (left, right):
+    with socket_pair() as (left, _right):
         loop.add_reader(left, print)
         loop.add_writer(left, print)
         left.close()
