@@ -106,9 +106,23 @@ void GreenletThread::free_token(PyObject* self) {
     Py_DECREF(type);
 }
 
+int GreenletThread::traverse(PyObject* self, visitproc visit, void* arg) {
+    const auto& thread = *reinterpret_cast<GreenletThread*>(self);
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(reinterpret_cast<PyObject*>(thread.main_greenlet));
+    Py_VISIT(thread.trace);
+    return 0;
+}
+
+int GreenletThread::clear(PyObject* self) {
+    Py_CLEAR(reinterpret_cast<GreenletThread*>(self)->trace);
+    return 0;  // the main greenlet stays: what is in it goes with it
+}
+
 void GreenletThread::free(PyObject* self) {
     auto& thread = *reinterpret_cast<GreenletThread*>(self);
     PyTypeObject* type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
     if (thread.main_greenlet != nullptr) {
         thread.main_greenlet->thread = nullptr;
         Py_DECREF(reinterpret_cast<PyObject*>(std::exchange(thread.main_greenlet, nullptr)));

@@ -87,6 +87,10 @@ public:
     static void free(PyObject* self);
     static void free_token(PyObject* self);
 
+    /// For the garbage collector: the main greenlet of a thread that has ended may be part of a cycle.
+    static int traverse(PyObject* self, visitproc visit, void* arg);
+    static int clear(PyObject* self);
+
     PyObject ob_base;
     cpython::ModuleState* module;
     Greenlet* main_greenlet;  // owned; dead once the thread has ended

@@ -288,6 +288,9 @@ int traverse(PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(greenlet.run);
     Py_VISIT(greenlet.initial_context);
     Py_VISIT(reinterpret_cast<PyObject*>(greenlet.parent));
+    if (!greenlet.is_main && greenlet.thread != nullptr) {
+        Py_VISIT(greenlet.thread->object());
+    }
     return 0;
 }
 
@@ -390,10 +393,13 @@ PyType_Slot token_slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(GreenletThr
 PyType_Spec token_spec = {"gossamer._core.GreenletToken", sizeof(PyObject) + sizeof(void*), 0,
                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, token_slots};
 
-PyType_Slot thread_slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(GreenletThread::free)}, {0, nullptr}};
+PyType_Slot thread_slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(GreenletThread::free)},
+                              {Py_tp_traverse, reinterpret_cast<void*>(GreenletThread::traverse)},
+                              {Py_tp_clear, reinterpret_cast<void*>(GreenletThread::clear)},
+                              {0, nullptr}};
 
 PyType_Spec thread_spec = {"gossamer._core.GreenletThread", sizeof(GreenletThread), 0,
-                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, thread_slots};
+                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION, thread_slots};
 
 // ---- the module's functions; `self` is gossamer._core ----
 

@@ -3,10 +3,12 @@
 
 import asyncio
 import contextvars
+import gc
 import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import gossamer as gs
 import pytest
@@ -264,3 +266,22 @@ print(any("gossamer" in type(finder).__module__ for finder in sys.meta_path))
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 
     assert ["True", "False"] == result.stdout.split()
+
+
+@inside
+def test_the_main_greenlet_of_a_thread_that_has_ended_may_be_in_a_cycle(greenlet):
+    """It refers to its greenlets, each of which keeps what its thread has, and so the main one."""
+    main_greenlets = []
+
+    def thread():
+        main = greenlet.getcurrent()
+        main_greenlets.append(weakref.ref(main))
+        main.finished = greenlet.greenlet(lambda: None)
+        main.finished.switch()
+
+    started = threading.Thread(target=thread)
+    started.start()
+    started.join()
+    gc.collect()
+
+    assert main_greenlets[0]() is None
