@@ -212,8 +212,7 @@ class DatagramTransportBase(TransportBase):
 class ReadPipeTransportBase(TransportBase):
     """The reading end of a pipe."""
 
-    @property
-    def _pipe(self) -> Any: ...
+    _pipe: Any
     def pause_reading(self, /) -> None: ...
     def resume_reading(self, /) -> None: ...
     def _open(
@@ -224,8 +223,7 @@ class ReadPipeTransportBase(TransportBase):
 class WritePipeTransportBase(TransportBase):
     """The writing end of a pipe."""
 
-    @property
-    def _pipe(self) -> Any: ...
+    _pipe: Any
     def write(self, data: Buffer, /) -> None: ...
     def write_eof(self, /) -> None: ...
     def _open(

@@ -35,11 +35,17 @@ class _Transport(_core.TransportBase):
         elif self._closing:
             words.append("closing")
         words.append(f"fd={self._fileno}")
-        if self._file is not None:
-            words.append("read=polling" if self.is_reading() else "read=idle")
-            size = self.get_write_buffer_size()
-            words.append(f"write=<{'polling' if size else 'idle'}, bufsize={size}>")
-        return f"<{' '.join(words)}>"
+        return f"<{' '.join([*words, *self._states()])}>"
+
+    def _states(self) -> list[str]:
+        """Return what its text says of a transport at the end."""
+        if self._file is None:
+            return []
+        size = self.get_write_buffer_size()
+        return [
+            "read=polling" if self.is_reading() else "read=idle",
+            f"write=<{'polling' if size else 'idle'}, bufsize={size}>",
+        ]
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if self._file is not None:
@@ -173,7 +179,7 @@ class SocketTransport(_Transport, _core.SocketTransportBase, asyncio.Transport):
                 waiter.set_exception(ConnectionError("Connection is closed by peer"))
 
 
-class DatagramTransport(_Transport, _core.DatagramTransportBase, asyncio.DatagramTransport):
+class DatagramTransport(_Transport, _core.DatagramTransportBase, asyncio.Transport, asyncio.DatagramTransport):
     """A datagram socket."""
 
     def __init__(
@@ -192,6 +198,14 @@ class DatagramTransport(_Transport, _core.DatagramTransportBase, asyncio.Datagra
         self._loop.call_later(_RETRY_DELAY, self._retry)
 
 
+def _state_of_pipe(transport: _core.TransportBase, is_polling: bool) -> str:
+    if transport._file is None:
+        return "closed"
+    if transport._loop.is_closed():
+        return "open"
+    return "polling" if is_polling else "idle"
+
+
 class ReadPipeTransport(_Transport, _core.ReadPipeTransportBase, asyncio.ReadTransport):
     """The reading end of a pipe."""
 
@@ -205,6 +219,9 @@ class ReadPipeTransport(_Transport, _core.ReadPipeTransportBase, asyncio.ReadTra
     ) -> None:
         super().__init__(extra)
         self._open(loop, pipe, protocol, waiter)
+
+    def _states(self) -> list[str]:
+        return [_state_of_pipe(self, self.is_reading())]
 
     def _fatal_error(self, error: BaseException, message: str = "Fatal error on pipe transport") -> None:
         if isinstance(error, OSError) and error.errno != errno.EIO:  # which is how a terminal ends
@@ -225,6 +242,11 @@ class WritePipeTransport(_Transport, _core.WritePipeTransportBase, asyncio.Write
     ) -> None:
         super().__init__(extra)
         self._open(loop, pipe, protocol, waiter)
+
+    def _states(self) -> list[str]:
+        size = self.get_write_buffer_size()
+        state = _state_of_pipe(self, size > 0)
+        return [state] if state in ("open", "closed") else [state, f"bufsize={size}"]
 
     def can_write_eof(self) -> bool:
         """Return True."""

@@ -143,6 +143,13 @@ PyObject* get_pipe(PyObject* self, void*) {
     return object_or_none(storage ? storage->file() : nullptr);
 }
 
+int set_pipe(PyObject* self, PyObject* value, void*) {
+    return guarded(-1, [&] {
+        transport_of(self).set_file(value == nullptr ? Py_None : value);
+        return 0;
+    });
+}
+
 PyObject* write(PyObject* self, PyObject* data) {
     return guarded<PyObject*>(nullptr, [&] {
         transport_of<WritePipeTransport>(self).write(data);
@@ -165,7 +172,7 @@ PyMethodDef write_methods[] = {
     {"_open", open_for_writing, METH_VARARGS, nullptr},
     {}};
 
-PyGetSetDef properties[] = {{"_pipe", get_pipe, nullptr, nullptr, nullptr}, {}};
+PyGetSetDef properties[] = {{"_pipe", get_pipe, set_pipe, nullptr, nullptr}, {}};
 
 }  // namespace
 

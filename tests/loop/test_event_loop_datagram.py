@@ -98,6 +98,7 @@ def test_datagrams_go_both_ways_with_their_addresses(family, run):
 async def test_it_is_an_asyncio_transport():
     async with endpoint(local_addr=("127.0.0.1", 0)) as (transport, protocol):
         assert isinstance(transport, asyncio.DatagramTransport)
+        assert isinstance(transport, asyncio.Transport)  # as asyncio's is
         assert protocol is transport.get_protocol()
         assert (16384, 65536) == transport.get_write_buffer_limits()
         assert 0 == transport.get_write_buffer_size()

@@ -82,6 +82,8 @@ async def test_what_is_written_arrives(files):
         async with reading(reader) as (incoming, at_reader), writing(writer) as (outgoing, _at_writer):
             assert isinstance(incoming, asyncio.ReadTransport)
             assert isinstance(outgoing, asyncio.WriteTransport)
+            assert f"<ReadPipeTransport fd={reader.fileno()} polling>" == repr(incoming)
+            assert f"<WritePipeTransport fd={writer.fileno()} idle bufsize=0>" == repr(outgoing)
             assert (reader, writer) == (incoming.get_extra_info("pipe"), outgoing.get_extra_info("pipe"))
             outgoing.write(message)
             outgoing.writelines([b"the ", bytearray(b"end")])
