@@ -17,10 +17,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from build import build_extension, build_peers, install_packages
 from machine import describe_machine
 from measure import HERE, ROOT, Bench, ProgramFailed, Result, log
 from render import as_json, render_folder, render_table
+
+from build import build_extension, build_peers, install_packages
 
 ROWS = (
     "checkpoint",

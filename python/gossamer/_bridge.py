@@ -182,7 +182,7 @@ def _wait_in_any_case(until_ended: _thread.LockType, cancel: Callable[[], object
     while True:
         try:
             until_ended.acquire()
-        except BaseException as error:  # noqa: BLE001 - the caller raises it
+        except BaseException as error:
             interruption = error
             cancel()
         else:
