@@ -8,8 +8,9 @@ Where a plain function awaits decides who runs the awaitable:
 - on an ordinary thread: a loop that the thread keeps for itself;
 - in a callback of a loop, which cannot be left: a loop of its own, beside the callback's, which stands still meanwhile.
 
-From the import of this module on the tasks of every loop are on stacks of their own (`let_plain_functions_await`). A step
-that runs at that moment is not: the call runs the loop itself until the awaitable has ended, if the loop is asyncio's.
+From the import of this module on the tasks of every loop are on stacks of their own (`let_plain_functions_await`). A
+step that runs at that moment is not: the call runs the loop itself until the awaitable has ended, if the loop is
+asyncio's.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def _lock_that_is_held() -> _thread.LockType:
 
 
 def _wait_in_any_case(until_ended: _thread.LockType, cancel: Callable[[], object]) -> BaseException | None:
-    """Wait for the release of ``until_ended``; what interrupts the wait, and is returned, cancels what is waited for."""
+    """Wait for the release of ``until_ended``; what interrupts the wait, and is returned, cancels what is awaited."""
     interruption: BaseException | None = None
     while True:
         try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that nobody takes from asyncio, and that it only tells of, count as lost: those of tasks and futures that nobody
-asked, of callbacks, protocols and servers.
+"""Errors that nobody takes from asyncio, and that it only tells of, count as lost: those of tasks and futures that
+nobody asked, of callbacks, protocols and servers.
 
-All of them reach the default exception handler of asyncio's loops, ours among them; a handler of the program's own takes
-the responsibility unless it calls that one. Its code is replaced, so that whoever has it calls ours.
+All of them reach the default exception handler of asyncio's loops, ours among them; a handler of the program's own
+takes the responsibility unless it calls that one. Its code is replaced, so that whoever has it calls ours.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The programs that hang, fail or mix up contexts with asgiref, each through our bridge and from every kind of outside.
 
-A number is that of an issue of django/asgiref, unless another tracker is named. The programs use `asyncify` and `syncify`
-as theirs use `sync_to_async` and `async_to_sync`.
+A number is that of an issue of django/asgiref, unless another tracker is named. The programs use `asyncify` and
+`syncify` as theirs use `sync_to_async` and `async_to_sync`.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps, parks, cancellations and crossings of the bridge in seeded orders, on each kind of loop: nothing is lost, nobody
-is where another is, everyone ends, and nothing is left behind.
+"""Steps, parks, cancellations and crossings of the bridge in seeded orders, on each kind of loop: nothing is lost,
+nobody is where another is, everyone ends, and nothing is left behind.
 
 A failure is repeated with GOSSAMER_SEED=seed; GOSSAMER_MIXED_STEPS is how much each run does.
 """
