@@ -127,6 +127,7 @@ class EventLoopBase:
     def _forget_everything(self, /) -> None: ...
 
 @final
+@type_check_only
 class Acceptor:
     """A listening socket of a server."""
 
