@@ -188,10 +188,13 @@ class SSLTransport(_core.TlsTransportBase, sslproto._SSLProtocolTransport, sslpr
             ssl_object=self._sslobj,
         )
         protocol = self._note_made()
-        if protocol is not None:
+        if protocol is None:  # start_tls(): who waits for it is to have the new transport before the data comes
+            self._wake_waiter()
+            self._loop.call_soon(self._do_read)
+        else:
             protocol.connection_made(self)
-        self._wake_waiter()
-        self._do_read()
+            self._wake_waiter()
+            self._do_read()
 
     def _start_shutdown_timer(self) -> None:
         if self._shutdown_timer is None:

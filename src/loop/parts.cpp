@@ -20,6 +20,14 @@ using cpython::guarded;
 using cpython::Ref;
 using cpython::steal;
 
+bool is_buffered_protocol(const Parts& parts, PyObject* protocol) {
+    const int is_instance = PyObject_IsInstance(protocol, parts.buffered_protocol);
+    cpython::check(is_instance);
+    PyTypeObject* type = Py_TYPE(protocol);
+    return is_instance != 0 || (_PyType_Lookup(type, parts.get_buffer_name) != nullptr &&
+                                _PyType_Lookup(type, parts.data_received_name) == nullptr);
+}
+
 Py_ssize_t offset_of_slot(PyObject* type, const char* name) {
     const Ref descriptor = steal(PyObject_GetAttrString(type, name));
     if (!Py_IS_TYPE(descriptor.ptr(), &PyMemberDescr_Type)) {

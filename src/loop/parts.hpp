@@ -170,6 +170,10 @@ PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t coun
 /// adopt_transports(SocketTransport, asyncio.trsock.TransportSocket)
 PyObject* adopt_transports(PyObject* module, PyObject* const* args, Py_ssize_t count);
 
+/// Whether data is read into buffers of the protocol: asyncio.BufferedProtocol, or what has nothing but its methods.
+/// Throws ErrorSet.
+bool is_buffered_protocol(const Parts& parts, PyObject* protocol);
+
 /// Where the slot `name` of a Python class is. Throws ErrorSet: ImportError when it is not one.
 Py_ssize_t offset_of_slot(PyObject* type, const char* name);
 

@@ -21,9 +21,10 @@ namespace {
 
 constexpr std::size_t kLeastRead = 256;  // of one call of read()
 constexpr std::size_t kMostRead = 256 * 1024;
-constexpr std::size_t kMostEncrypted = 64 * 1024;  // at once
-constexpr std::size_t kLargestJoin = 16 * 1024;    // a TLS record
-constexpr Py_ssize_t kBufferBytes = 64 * 1024;     // of get_buffer()
+constexpr std::size_t kMostEncrypted = 64 * 1024;    // at once
+constexpr std::size_t kMostDiscarded = 1024 * 1024;  // after our close_notify
+constexpr std::size_t kLargestJoin = 16 * 1024;      // a TLS record
+constexpr Py_ssize_t kBufferBytes = 64 * 1024;       // of get_buffer()
 constexpr int kLostWritesBeforeWarning = 5;
 
 /// A memoryview of bytes that outlive it.
@@ -67,9 +68,7 @@ TlsTransport::TlsTransport(Parts& parts, PyObject* self, const TlsSetup& setup)
 }
 
 void TlsTransport::set_protocol(PyObject* protocol) {
-    const int is_buffered = PyObject_IsInstance(protocol, parts_.buffered_protocol);
-    cpython::check(is_buffered);
-    is_buffered_protocol_ = is_buffered != 0;
+    is_buffered_protocol_ = is_buffered_protocol(parts_, protocol);
     end_stream();
     has_looked_for_stream_ = false;
     above_ = find_tls_transport(parts_, protocol);
@@ -304,6 +303,7 @@ void TlsTransport::shut_down() {
     bool is_done = true;
     try {
         if (!has_eof_) {
+            discard();
             is_done = static_cast<bool>(ask_ssl(is_inner_ ? parts_.tls.shutdown_name : parts_.tls.unwrap_name));
         }
     } catch (const ErrorSet&) {
@@ -319,6 +319,29 @@ void TlsTransport::shut_down() {
         tell_eof();
         call_self("_on_shutdown_complete", "O", Py_None);
     }
+}
+
+/// Reads what the other side has sent before it knew that we close: with that unread there is no end of TLS. One that
+/// goes on to send is not listened to for ever; the shutdown then fails.
+void TlsTransport::discard() {
+    const Ref number = steal(PyLong_FromSize_t(kMostEncrypted));
+    try {
+        while (discarded_ < kMostDiscarded) {
+            const Ref piece = ask_ssl(parts_.tls.read_name, number.ptr());
+            const Py_ssize_t size = piece ? PyObject_Length(piece.ptr()) : 0;
+            cpython::check(size < 0 ? -1 : 0);
+            if (size == 0) {
+                break;
+            }
+            discarded_ += static_cast<std::size_t>(size);
+        }
+    } catch (const ErrorSet&) {
+        if (PyErr_ExceptionMatches(parts_.tls.ssl_error) == 0) {
+            throw;
+        }
+        PyErr_Clear();  // the end, or an error that the shutdown meets too
+    }
+    control_below();
 }
 
 void TlsTransport::abort(PyObject* error) {

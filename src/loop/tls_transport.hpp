@@ -15,7 +15,7 @@
 //     kHandshake    goes on with the handshake      waits
 //     kWrapped      is read for the program         is sent
 //     kFlushing     is read for the program         goes nowhere; what waits is sent, then comes kShutdown
-//     kShutdown     goes on with the shutdown       goes nowhere
+//     kShutdown     is dropped, until its end       goes nowhere
 //
 // All of it runs in the loop's thread; but OpenSSL works with the GIL released, so that a thread which uses a transport that
 // is not its own must at least not crash: nothing that OpenSSL reads from is freed meanwhile (is_writing_).
@@ -123,6 +123,7 @@ private:
     void start_shutdown();
     void flush();
     void shut_down();
+    void discard();
     void read_bytes();
     void read_into_protocol();
     void deliver(std::span<const cpython::Ref> pieces);
@@ -169,6 +170,7 @@ private:
     bool is_flush_waiting_ = false;
     bool has_eof_ = false;
     int lost_writes_ = 0;
+    std::size_t discarded_ = 0;
     UnsentBytes unsent_;
 };
 

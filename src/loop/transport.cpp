@@ -29,9 +29,7 @@ SocketTransport::SocketTransport(EventLoop& loop, PyObject* self, PyObject* sock
     : SendingTransport(loop, self, socket, fd, context), is_tcp_(is_tcp) {}
 
 void SocketTransport::set_protocol(PyObject* protocol) {
-    const int is_buffered = PyObject_IsInstance(protocol, parts().buffered_protocol);
-    cpython::check(is_buffered);
-    is_buffered_protocol_ = is_buffered != 0;
+    is_buffered_protocol_ = is_buffered_protocol(parts(), protocol);
     end_stream();
     tls_ = find_tls_transport(parts(), protocol);
     Transport::set_protocol(protocol);

@@ -263,6 +263,22 @@ async def test_a_buffered_protocol_is_read_into():
 
 
 @on_loop
+async def test_what_has_nothing_but_the_methods_of_a_buffered_protocol_is_one():
+    class Other(asyncio.BaseProtocol):
+        __init__ = Buffered.__init__
+        get_buffer = Buffered.get_buffer
+        buffer_updated = Buffered.buffer_updated
+        eof_received = Buffered.eof_received
+
+    async with connected(Other) as (_transport, protocol, peer):
+        await peer.send(b"more than five")
+        await peer.say_close()
+        await protocol.ended
+
+        assert b"more than five" == protocol.received
+
+
+@on_loop
 async def test_an_empty_buffer_is_an_error_of_the_protocol():
     contexts = collect_errors()
     async with connected(Buffered) as (_transport, protocol, peer):

@@ -173,10 +173,41 @@ async def test_a_program_that_does_not_read_to_the_end_may_close():
 
 
 @on_loop
+async def test_what_the_other_side_sent_before_it_knew_of_a_close_is_dropped():
+    async with connected(ssl_shutdown_timeout=3600) as (transport, protocol, peer):
+        transport.write(b"all of this arrives")
+        transport.close()
+        await peer.send(bytes(100_000))
+        assert (b"all of this arrives", "closed") == await peer.read_to_end()
+        await peer.say_close()
+        await protocol.lost()
+
+        assert [("eof",), ("lost", None)] == protocol.calls
+
+
+@on_loop
+async def test_what_a_program_has_not_read_is_dropped_when_it_closes():
+    async with connected(ssl_shutdown_timeout=3600) as (transport, protocol, peer):
+        transport.pause_reading()
+        sending = asyncio.get_running_loop().create_task(peer.send(bytes(600_000)))
+        while transport._transport.is_reading():
+            await asyncio.sleep(0)
+        transport.close()
+        await sending
+        assert (b"", "closed") == await peer.read_to_end()
+        await peer.say_close()
+        await protocol.lost()
+
+        assert [("eof",), ("lost", None)] == protocol.calls
+
+
+@on_loop
 async def test_a_close_ends_when_the_other_side_goes_on_to_send():
     async with connected(ssl_shutdown_timeout=3600) as (transport, protocol, peer):
         transport.close()
-        await peer.send(bytes(100_000))
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await peer.send(bytes(100_000))
         await protocol.lost()
 
         assert isinstance(protocol.calls[-1][1], ssl.SSLError)

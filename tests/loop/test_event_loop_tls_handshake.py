@@ -218,6 +218,41 @@ async def test_a_plain_connection_is_upgraded_in_place(server_side):
 
 
 @on_loop
+async def test_who_upgrades_has_the_new_transport_before_its_data_comes():
+    loop = asyncio.get_running_loop()
+    calls = []
+
+    class Noting(Recorder):
+        def data_received(self, data):
+            calls.append("data")
+            super().data_received(data)
+
+    with socket_pair() as (left, right):
+        plain, protocol = await loop.create_connection(Noting, sock=left)
+        peer = Peer(right, client_context(), server_side=False)
+
+        async def upgrade():
+            transport = await loop.start_tls(plain, protocol, server_context(), server_side=True)
+            calls.append("upgraded")
+            return transport
+
+        upgrading = loop.create_task(upgrade())
+        while True:
+            try:
+                peer.ssl.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                await peer.flush()
+                peer.incoming.write(await loop.sock_recv(right, 65536))
+        await peer.send(b"with the end of the handshake")
+        await protocol.until(lambda: protocol.received)
+
+        assert ["upgraded", "data"] == calls
+        (await upgrading).abort()
+        await protocol.lost()
+
+
+@on_loop
 async def test_what_came_with_the_wish_for_tls_is_the_beginning_of_the_handshake():
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
