@@ -395,24 +395,45 @@ PyObject* threads(PyObject*, PyObject*) {
     });
 }
 
-/// parked_steps(): a tuple for each task of this hub that is parked in a blocking call: (coroutine, what it waits for,
-/// descriptor, since how many seconds, innermost frame, its loop or None).
-PyObject* parked_steps(PyObject*, PyObject*) {
-    return guarded<PyObject*>(nullptr, [] {
+void add_parked_steps(Hub& hub, PyObject* list) {
+    const loop::Steps* steps = loop::Steps::existing(hub);
+    if (steps == nullptr) {
+        return;
+    }
+    for (loop::Step* step : loop::ParkedSteps::instance().of(*steps)) {
+        const Ref frame = cpython::frame_object(hub.tstate(), step->parked_frame());
+        const Ref asyncio_loop = loop::loop_of(*step);
+        const sched::WaitNote& note = step->wait_note();
+        const Ref entry =
+            steal(Py_BuildValue("(OsidOO)", step->coroutine(), note.what, note.fd,
+                                std::chrono::duration<double>(core::coarse_now() - step->parked_at()).count(),
+                                frame ? frame.ptr() : Py_None, asyncio_loop ? asyncio_loop.ptr() : Py_None));
+        cpython::check(PyList_Append(list, entry.ptr()));
+    }
+}
+
+/// parked_steps(carrier): a tuple for each task that is parked in a blocking call, the caller's carrier first: (coroutine,
+/// what it waits for, descriptor, since how many seconds, innermost frame, its loop or None). `carrier`: the ident of one,
+/// or None for all of the interpreter.
+PyObject* parked_steps(PyObject*, PyObject* carrier) {
+    return guarded<PyObject*>(nullptr, [&] {
+        const unsigned long wanted = carrier == Py_None ? 0 : PyLong_AsUnsignedLong(carrier);
+        cpython::check(PyErr_Occurred() != nullptr ? -1 : 0);
         Ref list = steal(PyList_New(0));
-        Hub* hub = Hub::current();
-        const loop::Steps* steps = hub == nullptr ? nullptr : loop::Steps::existing(*hub);
-        for (loop::Step* step :
-             steps == nullptr ? std::vector<loop::Step*>() : loop::ParkedSteps::instance().of(*steps)) {
-            const Ref frame = cpython::frame_object(hub->tstate(), step->parked_frame());
-            const Ref asyncio_loop = loop::loop_of(*step);
-            const sched::WaitNote& note = step->wait_note();
-            const Ref entry =
-                steal(Py_BuildValue("(OsidOO)", step->coroutine(), note.what, note.fd,
-                                    std::chrono::duration<double>(core::coarse_now() - step->parked_at()).count(),
-                                    frame ? frame.ptr() : Py_None, asyncio_loop ? asyncio_loop.ptr() : Py_None));
-            cpython::check(PyList_Append(list.ptr(), entry.ptr()));
+        const auto add = [&](Hub& hub) {
+            if (wanted == 0 || hub.os_ident() == wanted) {
+                add_parked_steps(hub, list.ptr());
+            }
+        };
+        Hub* own = Hub::current();
+        if (own != nullptr) {
+            add(*own);
         }
+        Hub::for_each(PyInterpreterState_Get(), [&](Hub& hub) {
+            if (&hub != own) {
+                add(hub);
+            }
+        });
         return list.release();
     });
 }
@@ -591,7 +612,7 @@ PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"guard_kind", guard_kind, METH_NOARGS, nullptr},
                            {"was_error_lost", was_error_lost, METH_NOARGS, nullptr},
                            {"threads", threads, METH_NOARGS, nullptr},
-                           {"parked_steps", parked_steps, METH_NOARGS, nullptr},
+                           {"parked_steps", parked_steps, METH_O, nullptr},
                            {"has_steps", has_steps, METH_NOARGS, nullptr},
                            {"call_when_no_step_is_left", call_when_no_step_is_left, METH_O, nullptr},
                            {"statistics", statistics, METH_NOARGS, nullptr},

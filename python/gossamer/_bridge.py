@@ -163,7 +163,7 @@ def _wait_for_task[T](
         if task.done():
             until_ended.release()
         else:
-            task.add_done_callback(end, context=context)
+            task.add_done_callback(end)  # not in the caller's context, which must be free when the caller goes on
 
     loop.call_soon_threadsafe(start)
     interruption = _wait_in_any_case(until_ended, lambda: loop.call_soon_threadsafe(lambda: task.cancel()))
@@ -234,22 +234,14 @@ def _loop_for_hub() -> EventLoop:
 
 def _keep_running(ident: int, loop: EventLoop) -> None:
     """Run the hub's loop until the hub is left, which cancels this virtual thread."""
+    runner = asyncio.Runner(loop_factory=lambda: loop)
+    runner.get_loop()
     try:
         loop.run_forever()
     finally:
         del _loop_of_hub[ident]
         with shield():
-            _cancel_all_tasks(loop)
-            loop.close()
-
-
-def _cancel_all_tasks(loop: EventLoop) -> None:
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-    loop.run_until_complete(loop.shutdown_asyncgens())
+            runner.close()
 
 
 def _beside[T](running: asyncio.AbstractEventLoop, function: Callable[[], T]) -> T:

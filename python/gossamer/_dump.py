@@ -75,9 +75,9 @@ def stack_of(frame: FrameType | None) -> list[FrameSummary]:
     return [call for call in reversed(calls) if not call.filename.startswith(_OWN_FOLDER)]
 
 
-def _describe_parked_tasks() -> list[str]:
-    """One paragraph an asyncio task that is parked in a blocking call."""
-    parked = _core.parked_steps()
+def _describe_parked_tasks(carrier: int | None) -> list[str]:
+    """One paragraph an asyncio task that is parked in a blocking call; of one carrier, or of all."""
+    parked = _core.parked_steps(carrier)
     if not parked:
         return []
     import asyncio
@@ -123,7 +123,7 @@ def describe_threads(*, carrier: int | None = None) -> str:
         return "gossamer: no virtual threads"
     carriers = len({thread.carrier for thread in threads})
     head = f"gossamer: {len(threads)} virtual threads" + (f" on {carriers} carriers" if carriers > 1 else "")
-    return "\n\n".join([head, *map(str, threads), *_describe_parked_tasks()])
+    return "\n\n".join([head, *map(str, threads), *_describe_parked_tasks(carrier)])
 
 
 def describe_waits(main_waits_for: str) -> str:

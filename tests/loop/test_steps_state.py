@@ -245,6 +245,26 @@ async def test_dump_shows_a_parked_task_with_what_it_waits_for():
     assert "return gate.get()" in shown.getvalue()
 
 
+def test_dump_tells_of_tasks_that_are_parked_on_another_carrier():
+    gate, parked = queue.SimpleQueue(), threading.Event()
+
+    async def get():
+        asyncio.get_running_loop().call_soon(parked.set)
+        return gate.get()
+
+    carrier = threading.Thread(target=gs.run, args=(get,))
+    carrier.start()
+    parked.wait()
+    shown = io.StringIO()
+    gs.dump(file=shown)
+    gate.put("given")
+    carrier.join()
+
+    assert "test_dump_tells_of_tasks_that_are_parked_on_another_carrier.<locals>.get): parked in" in shown.getvalue()
+    assert "return gate.get()" in shown.getvalue()
+
+
+
 @in_task
 async def test_frames_of_a_parked_task_are_kept_and_linked():
     gate = queue.SimpleQueue()
