@@ -83,7 +83,7 @@ def _await_outside(awaitable: Any) -> Any:
     coroutine = awaitable if inspect.iscoroutine(awaitable) else _as_coroutine(awaitable)
     with lent_context() as context:
         if running is not None:
-            return _beside(running, lambda: _run(coroutine, context))
+            return _beside(running, functools.partial(_run, context), coroutine)
         if _core.is_virtual():
             return _wait_for_task(coroutine, context, _loop_for_hub())
         return _thread_loop.runner.run(coroutine, context=context)
@@ -93,7 +93,7 @@ async def _as_coroutine[T](awaitable: Awaitable[T]) -> T:
     return await awaitable
 
 
-def _run[T](coroutine: Coroutine[Any, Any, T], context: contextvars.Context) -> T:
+def _run[T](context: contextvars.Context, coroutine: Coroutine[Any, Any, T]) -> T:
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(coroutine, context=context)
 
@@ -244,8 +244,8 @@ def _keep_running(ident: int, loop: EventLoop) -> None:
             runner.close()
 
 
-def _beside[T](running: asyncio.AbstractEventLoop, function: Callable[[], T]) -> T:
-    """Call ``function``, which runs a loop of its own, where ``running`` runs.
+def _beside(running: asyncio.AbstractEventLoop, run: Callable[[Any], Any], main: Any) -> Any:
+    """Call ``run(main)``, which runs the coroutine ``main`` on a loop of its own, where ``running`` runs.
 
     In a virtual thread of its own if there are any: the other tasks of ``running`` go on if the caller can be parked.
     """
@@ -253,38 +253,56 @@ def _beside[T](running: asyncio.AbstractEventLoop, function: Callable[[], T]) ->
         outer = asyncio.tasks._swap_current_task(running, None)  # type: ignore[attr-defined]
         asyncio._set_running_loop(None)
         try:
-            return function()
+            return run(main)
         finally:
             asyncio._set_running_loop(running)
             asyncio.tasks._swap_current_task(running, outer)  # type: ignore[attr-defined]
-    has_begun, is_cancelled = False, False
-
-    def begin() -> T:
-        nonlocal has_begun
-        has_begun = True
-        if is_cancelled:
-            task.cancel()  # at the first wait, not before the beginning
-        return function()
-
-    def cancel() -> None:
-        nonlocal is_cancelled
-        is_cancelled = True
-        if has_begun:
-            task.cancel()
-
-    task: _core.Task[T] = _core.spawn(begin)
+    cancellable = _Cancellable(main)
+    task: _core.Task[Any] = _core.spawn(lambda: run(cancellable.coroutine()))
     until_ended = _lock_that_is_held()
     task._on_end(lambda _task: until_ended.release())
-    interruption = _wait_in_any_case(until_ended, cancel)
+    interruption = _wait_in_any_case(until_ended, cancellable.cancel)
     with _reporting(interruption):
         return task.result()
+
+
+class _Cancellable:
+    """The main coroutine of a loop that runs elsewhere on this hub. Its task is cancelled, never the run of its loop, which
+    has to clean up.
+    """
+
+    def __init__(self, main: Any) -> None:
+        self._main = main
+        self._task: asyncio.Task[Any] | None = None
+        self._is_cancelled = False
+
+    def coroutine(self) -> Any:
+        """Return what to run."""
+        if not inspect.iscoroutine(self._main):
+            return self._main
+        coroutine = self._run()
+        coroutine.__name__, coroutine.__qualname__ = self._main.__name__, self._main.__qualname__
+        return coroutine
+
+    async def _run(self) -> Any:
+        self._task = asyncio.current_task()
+        if self._is_cancelled:
+            self.cancel()
+        return await self._main
+
+    def cancel(self) -> None:
+        """Cancel it, where it waits first if it has not begun."""
+        self._is_cancelled = True
+        if self._task is not None and not self._task.done():
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
 
 def run_nested(
     run: Callable[..., Any], main: Coroutine[Any, Any, Any], debug: bool | None, loop_factory: Callable[[], Any] | None
 ) -> Any:
     """`asyncio.run` where a loop runs already: apart from it."""
-    return _beside(asyncio.get_running_loop(), lambda: run(main, debug=debug, loop_factory=loop_factory))
+    run = functools.partial(run, debug=debug, loop_factory=loop_factory)
+    return _beside(asyncio.get_running_loop(), run, main)
 
 
 _nested_run.install()

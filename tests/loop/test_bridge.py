@@ -248,6 +248,41 @@ def test_a_cancelled_virtual_thread_cancels_what_it_awaits():
     assert ["cleaned up"] == seen
 
 
+def test_a_run_apart_cleans_up_however_often_it_is_cancelled():
+    """The second cancellation ended the closing of its loop, and left that loop's tasks behind."""
+    began, cleaning, may_end, seen = threading.Event(), threading.Event(), threading.Event(), []
+
+    async def child():
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            cleaning.set()
+            await asyncio.to_thread(may_end.wait)
+            seen.append("cleaned up")
+
+    async def apart():
+        children = [asyncio.create_task(child()) for _ in range(2)]
+        await asyncio.sleep(0)
+        began.set()
+        await asyncio.wait(children)
+
+    async def main():
+        task = asyncio.create_task(asyncify(lambda: asyncio.run(apart()))())
+        await asyncify(began.wait)()
+        task.cancel()
+        await asyncify(cleaning.wait)()
+        task.cancel()
+        for _ in range(10):
+            gs.checkpoint()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    gs.run(main)
+
+    assert ["cleaned up", "cleaned up"] == seen
+
+
 def test_an_interrupt_cancels_what_is_awaited_and_is_raised():
     seen = []
 
