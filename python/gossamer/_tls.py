@@ -262,8 +262,8 @@ async def start_tls(
     protocol: asyncio.BaseProtocol,
     context: ssl.SSLContext,
     **options: Any,
-) -> SSLTransport:
-    """Upgrade a transport: return the one that ``protocol`` uses from now on."""
+) -> SSLTransport | None:
+    """Upgrade a transport: return the one that ``protocol`` uses from now on; None: it was closed meanwhile."""
     if not isinstance(context, ssl.SSLContext):
         raise TypeError(f"sslcontext is expected to be an instance of ssl.SSLContext, got {context!r}")
     if not getattr(transport, "_start_tls_compatible", False):
@@ -284,7 +284,7 @@ async def start_tls(
         made.cancel()
         resumed.cancel()
         raise
-    return tls
+    return None if tls._transport is None else tls
 
 
 def _take_over_unread(protocol: Any, tls: SSLTransport) -> None:

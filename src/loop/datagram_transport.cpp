@@ -273,10 +273,10 @@ PyObject* open(PyObject* self, PyObject* args) {
         }
         loop.check_open();
         const auto make = [&] { return std::make_unique<DatagramTransport>(loop, self, socket, address); };
-        open_transport(parts, self, make, [&](Transport& transport) {
+        open_transport(self, make, [&](Transport& transport) {
             transport.set_protocol(protocol);
             describe_socket(parts, self, socket, nullptr);
-            const Ref extra = extra_of(parts, self);
+            const Ref extra = extra_of(self);
             const Ref peer = steal(PyObject_GetItem(extra.ptr(), parts.transports.peername));
             static_cast<DatagramTransport&>(transport).set_connected(peer.ptr() != Py_None);
             loop.add_transport(transport.fd(), self);

@@ -254,7 +254,7 @@ PyObject* show_transport(PyObject* self, PyObject* args) {
         }
         if (!is_shown) {
             loop.remove_transport(fd, transport);
-        } else if (fd == fd_of_transport(loop.parts(), transport)) {  // which takes itself off
+        } else if (fd == fd_of_transport(transport)) {  // which takes itself off
             loop.add_transport(fd, transport);
         }
         Py_RETURN_NONE;

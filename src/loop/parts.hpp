@@ -100,7 +100,6 @@ struct TlsParts {
     PyObject* unwrap_name = nullptr;
     PyObject* shutdown_name = nullptr;
     PyObject* join_name = nullptr;
-    Py_ssize_t offset = 0;  // of what is ours in a TlsTransportBase
 
     template <typename Visit>
     void for_each(Visit visit) {
@@ -148,10 +147,8 @@ struct Parts {
     TransportParts transports;
     TlsParts tls;
     Py_ssize_t timer_offset = 0;      // of what is ours in a TimerHandle
-    Py_ssize_t transport_offset = 0;  // of what is ours in a transport
     Py_ssize_t io_refs_offset = 0;    // of fields of a socket.socket
     Py_ssize_t closed_offset = 0;
-    Py_ssize_t extra_offset = 0;  // of the field of an asyncio.Transport
 #ifndef Py_GIL_DISABLED
     std::vector<PyObject*> spare_handles;  // dead, of handle_type
 #endif

@@ -120,9 +120,9 @@ PyObject* open(PyObject* self, PyObject* args, const char* message) {
         cpython::check(fd);
         const PipeKind kind = prepare_pipe(fd, message);
         const auto make = [&] { return std::make_unique<T>(loop, self, pipe, fd, kind); };
-        open_transport(parts, self, make, [&](Transport& transport) {
+        open_transport(self, make, [&](Transport& transport) {
             transport.set_protocol(protocol);
-            const Ref extra = extra_of(parts, self);
+            const Ref extra = extra_of(self);
             cpython::check(PyMapping_SetItemString(extra.ptr(), "pipe", pipe));
             transport.begin(waiter);
         });

@@ -23,7 +23,7 @@ constexpr bool kServersWantTransports = cpython::kPython313;  // Server._attach(
 
 void attach_to_server(const Parts& parts, PyObject* self, PyObject* server) {
     if (server != Py_None) {
-        transport_of(parts, self).set_server(server);
+        transport_of(self).set_server(server);
         PyObject* args[] = {server, self};
         const std::size_t count = kServersWantTransports ? 2 : 1;
         steal(
@@ -51,7 +51,7 @@ void open_socket(EventLoop& loop, PyObject* self, const Connection& connection) 
                                                  words.family == AF_INET || words.family == AF_INET6,
                                                  connection.context);
     };
-    open_transport(parts, self, make, [&](Transport& transport) {
+    open_transport(self, make, [&](Transport& transport) {
         transport.set_protocol(connection.protocol);
         describe_socket(parts, self, connection.socket, connection.peername);
         attach_to_server(parts, self, connection.server);
@@ -86,14 +86,14 @@ void check_count(const char* name, Py_ssize_t given, Py_ssize_t wanted) {
     }
 }
 
-PyObject* write(PyObject* self, PyTypeObject* defining_class, PyObject* const* args, Py_ssize_t count,
+PyObject* write(PyObject* self, PyTypeObject*, PyObject* const* args, Py_ssize_t count,
                 PyObject* names) {
     return guarded<PyObject*>(nullptr, [&] {
         if (names != nullptr && count == 0 && PyTuple_GET_SIZE(names) == 1) {
             count = 1;  // write(data=...)
         }
         check_count("write", count, 1);
-        transport_of<SocketTransport>(parts_of_type(defining_class), self).write(args[0]);
+        transport_of<SocketTransport>(self).write(args[0]);
         Py_RETURN_NONE;
     });
 }

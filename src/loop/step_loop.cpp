@@ -179,6 +179,17 @@ void StepLoop::complete_woken() noexcept {
 
 PyObject* create_step_loop_type() { return PyType_FromSpec(&spec); }
 
+namespace {
+
+/// In a context without variables: the loop keeps it for ever, and what is in that of the step that parks first with it.
+void add_reader(PyObject* loop, int fd, PyObject* callback) {
+    const Ref context = steal(PyContext_New());
+    const Ref method = steal(PyObject_GetAttrString(loop, "add_reader"));
+    steal(PyObject_CallMethod(context.ptr(), "run", "OiO", method.ptr(), fd, callback));
+}
+
+}  // namespace
+
 StepLoop* attach_to_loop(Steps& steps, PyObject* loop) {
     Ref object = steal(steps.loop_type()->tp_alloc(steps.loop_type(), 0));
     StepLoop& joined = as_step_loop(object.ptr());
@@ -193,11 +204,11 @@ StepLoop* attach_to_loop(Steps& steps, PyObject* loop) {
     joined.thread = &steps.hub().running();
     steps.loops().push_back(&joined);
     joined.steps = &steps;
-    const Ref added = steal(PyObject_CallMethod(loop, "add_reader", "iO", joined.event_fd, object.ptr()));
+    add_reader(loop, joined.event_fd, object.ptr());
     joined.next_call = core::Deadline::never();
     joined.drives = !waits_in_selector(loop);
     if (joined.drives) {
-        steal(PyObject_CallMethod(loop, "add_reader", "iO", steps.hub().reactor().fd(), object.ptr()));
+        add_reader(loop, steps.hub().reactor().fd(), object.ptr());
         steps.hub().begin_to_be_driven();
     }
     joined.is_usable = true;

@@ -28,12 +28,15 @@ Parts& parts_of_instance(PyObject* self) noexcept {
     return *cpython::state_of_module(PyType_GetModuleByDef(Py_TYPE(self), &cpython::core_module)).loop_parts;
 }
 
-Storage& storage_of(const Parts& parts, PyObject* self) noexcept {
-    // Safety: the offset is that of our part of an instance, where tp_new has put it.
-    return *std::launder(reinterpret_cast<Storage*>(reinterpret_cast<char*>(self) + parts.tls.offset));
-}
+/// Where our part of an instance begins; see kTransportOffset.
+constexpr std::size_t kTlsOffset =
+    (sizeof(PyObject) + kInheritedFields * sizeof(PyObject*) + alignof(std::max_align_t) - 1) /
+    alignof(std::max_align_t) * alignof(std::max_align_t);
 
-Storage& storage_of(PyObject* self) noexcept { return storage_of(parts_of_instance(self), self); }
+Storage& storage_of(PyObject* self) noexcept {
+    // Safety: our part of an instance is there, and tp_new has put it there.
+    return *std::launder(reinterpret_cast<Storage*>(reinterpret_cast<char*>(self) + kTlsOffset));
+}
 
 std::span<PyObject*, kInheritedFields> inherited_fields(PyObject* self) noexcept {
     // Safety: adopt_tls has checked that the base's instances are an object's head and these words.
@@ -49,9 +52,6 @@ TlsTransport& opened(Storage& storage) {
 
 TlsTransport& transport_of(PyObject* self) { return opened(storage_of(self)); }
 
-TlsTransport& transport_of(PyObject* self, PyTypeObject* defining_class) {
-    return opened(storage_of(parts_of_type(defining_class), self));
-}
 
 PyObject* object_or_none(PyObject* object) noexcept { return Py_NewRef(object == nullptr ? Py_None : object); }
 
@@ -76,14 +76,14 @@ PyObject* open(PyObject* self, PyObject* args) {
     });
 }
 
-PyObject* write(PyObject* self, PyTypeObject* defining_class, PyObject* const* args, Py_ssize_t count,
+PyObject* write(PyObject* self, PyTypeObject*, PyObject* const* args, Py_ssize_t count,
                 PyObject* names) {
     return guarded<PyObject*>(nullptr, [&] {
         // write(data) or write(data=...)
         if (count + (names == nullptr ? 0 : PyTuple_GET_SIZE(names)) != 1) {
             cpython::raise(PyExc_TypeError, "write() takes 1 argument");
         }
-        transport_of(self, defining_class).write(args[0]);
+        transport_of(self).write(args[0]);
         Py_RETURN_NONE;
     });
 }
@@ -235,20 +235,18 @@ PyObject* transport_new(PyTypeObject* type, PyObject*, PyObject*) {
 
 int transport_traverse(PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(Py_TYPE(self));
-    const Parts& parts = parts_of_instance(self);
     for (PyObject* field : inherited_fields(self)) {
         Py_VISIT(field);
     }
-    Storage& storage = storage_of(parts, self);
+    Storage& storage = storage_of(self);
     return storage ? storage->traverse(visit, arg) : 0;
 }
 
 int transport_clear(PyObject* self) {
-    const Parts& parts = parts_of_instance(self);
     for (PyObject*& field : inherited_fields(self)) {
         Py_CLEAR(field);
     }
-    if (Storage& storage = storage_of(parts, self)) {
+    if (Storage& storage = storage_of(self)) {
         storage->clear();
     }
     return 0;
@@ -327,7 +325,7 @@ TlsTransport* find_tls_transport(const Parts& parts, PyObject* protocol) noexcep
     if (parts.tls.transport_type == nullptr || !PyObject_TypeCheck(protocol, parts.tls.transport_type)) {
         return nullptr;
     }
-    Storage& storage = storage_of(parts, protocol);
+    Storage& storage = storage_of(protocol);
     return storage ? &*storage : nullptr;
 }
 
@@ -368,8 +366,6 @@ PyObject* adopt_tls(PyObject* module, PyObject* const* args, Py_ssize_t count) {
             cpython::raise(PyExc_ImportError,
                            "gossamer does not know all fields of asyncio's transports in this Python");
         }
-        const auto alignment = Py_ssize_t{alignof(std::max_align_t)};
-        tls.offset = (base->tp_basicsize + alignment - 1) / alignment * alignment;
         const Ref type = steal(PyType_FromModuleAndSpec(module, &spec, args[0]));
         tls.transport_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(type.ptr()));
         cpython::check(PyModule_AddObjectRef(module, "TlsTransportBase", type.ptr()));

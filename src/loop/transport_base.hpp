@@ -183,7 +183,7 @@ cpython::Ref Transport::in(PyObject* borrowed, Call call) {
 void create_transport_base_type(PyObject* module, Parts& parts, PyObject* base_transport);
 
 /// The descriptor of an instance of it; -1: it was not opened.
-int fd_of_transport(const Parts& parts, PyObject* transport) noexcept;
+int fd_of_transport(PyObject* transport) noexcept;
 
 /// Whether the exception that is set ends the program.
 inline bool is_exit() noexcept {

@@ -45,8 +45,8 @@ int ask_peername(int fd, sockaddr* address, socklen_t* size) { return ::getpeern
 
 }  // namespace
 
-Ref extra_of(const Parts& parts, PyObject* self) {
-    PyObject*& extra = field_of(self, parts.extra_offset);
+Ref extra_of(PyObject* self) {
+    PyObject*& extra = extra_field(self);
     if (extra == nullptr) {
         extra = steal(PyDict_New()).release();
     }
@@ -54,7 +54,7 @@ Ref extra_of(const Parts& parts, PyObject* self) {
 }
 
 void describe_socket(const Parts& parts, PyObject* self, PyObject* socket, PyObject* peername) {
-    const Ref known = extra_of(parts, self);
+    const Ref known = extra_of(self);
     const TransportParts& transports = parts.transports;
     const auto set = [&](PyObject* name, const Ref& value) {
         cpython::check(PyObject_SetItem(known.ptr(), name, value.ptr()));
@@ -76,10 +76,8 @@ void describe_socket(const Parts& parts, PyObject* self, PyObject* socket, PyObj
 
 namespace {
 
-PyObject* is_closing(PyObject* self, PyTypeObject* defining_class, PyObject* const*, Py_ssize_t, PyObject*) {
-    return guarded<PyObject*>(nullptr, [&] {
-        return Py_NewRef(transport_of(parts_of_type(defining_class), self).is_closing ? Py_True : Py_False);
-    });
+PyObject* is_closing(PyObject* self, PyObject*) {
+    return guarded<PyObject*>(nullptr, [&] { return Py_NewRef(transport_of(self).is_closing ? Py_True : Py_False); });
 }
 
 PyObject* is_reading(PyObject* self, PyObject*) {
@@ -169,16 +167,14 @@ PyObject* transport_new(PyTypeObject* type, PyObject*, PyObject*) {
 
 int transport_traverse(PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(Py_TYPE(self));
-    const Parts& parts = parts_of_instance(self);
-    Py_VISIT(field_of(self, parts.extra_offset));
-    TransportStorage& storage = storage_of(parts, self);
+    Py_VISIT(extra_field(self));
+    TransportStorage& storage = storage_of(self);
     return storage ? storage->traverse(visit, arg) : 0;
 }
 
 int transport_clear(PyObject* self) {
-    const Parts& parts = parts_of_instance(self);
-    Py_CLEAR(field_of(self, parts.extra_offset));
-    if (TransportStorage& storage = storage_of(parts, self)) {
+    Py_CLEAR(extra_field(self));
+    if (TransportStorage& storage = storage_of(self)) {
         storage->clear();
     }
     return 0;
@@ -193,10 +189,8 @@ void transport_dealloc(PyObject* self) {
     Py_DECREF(type);
 }
 
-constexpr int kMethod = METH_METHOD | METH_FASTCALL | METH_KEYWORDS;
-
 PyMethodDef methods[] = {
-    {"is_closing", _PyCFunction_CAST(is_closing), kMethod,
+    {"is_closing", is_closing, METH_NOARGS,
      PyDoc_STR("is_closing($self, /)\n--\n\nWhether the transport is closing or closed.")},
     {"is_reading", is_reading, METH_NOARGS,
      PyDoc_STR("is_reading($self, /)\n--\n\nWhether the transport is receiving.")},
@@ -232,12 +226,12 @@ PyGetSetDef properties[] = {
 
 Ref new_transport_object(PyTypeObject* type) {
     Ref self = steal(type->tp_alloc(type, 0));
-    new (reinterpret_cast<char*>(self.ptr()) + parts_of_instance(self.ptr()).transport_offset) TransportStorage;
+    new (reinterpret_cast<char*>(self.ptr()) + kTransportOffset) TransportStorage;
     return self;
 }
 
-int fd_of_transport(const Parts& parts, PyObject* transport) noexcept {
-    const TransportStorage& storage = storage_of(parts, transport);
+int fd_of_transport(PyObject* transport) noexcept {
+    const TransportStorage& storage = storage_of(transport);
     return storage ? storage->fd() : -1;
 }
 
@@ -255,9 +249,6 @@ void create_transport_base_type(PyObject* module, Parts& parts, PyObject* base_t
     if (base->tp_basicsize != Py_ssize_t{sizeof(PyObject) + sizeof(PyObject*)}) {
         cpython::raise(PyExc_ImportError, "gossamer does not know all fields of asyncio's transports in this Python");
     }
-    parts.extra_offset = offset_of_slot(base_transport, "_extra");
-    const auto alignment = Py_ssize_t{alignof(std::max_align_t)};
-    parts.transport_offset = (base->tp_basicsize + alignment - 1) / alignment * alignment;
     parts.transport_base_type =
         reinterpret_cast<PyTypeObject*>(steal(PyType_FromModuleAndSpec(module, &spec, base_transport)).release());
     cpython::check(

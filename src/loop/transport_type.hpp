@@ -6,6 +6,7 @@
 
 #include "cpython/api.hpp"
 
+#include <cstddef>
 #include <memory>
 #include <new>
 
@@ -25,33 +26,35 @@ inline Parts& parts_of_instance(PyObject* self) noexcept {
     return *cpython::state_of_module(PyType_GetModuleByDef(Py_TYPE(self), &cpython::core_module)).loop_parts;
 }
 
-inline TransportStorage& storage_of(const Parts& parts, PyObject* self) noexcept {
-    // Safety: the offset is that of our part of an instance, where tp_new has put it.
-    return *std::launder(reinterpret_cast<TransportStorage*>(reinterpret_cast<char*>(self) + parts.transport_offset));
+/// Where our part of an instance begins: after the fields of asyncio.BaseTransport, whose size is checked when the class is
+/// made. Not kept with the module: an instance may die after its class has lost that, when the interpreter ends.
+constexpr std::size_t kTransportOffset =
+    (sizeof(PyObject) + sizeof(PyObject*) + alignof(std::max_align_t) - 1) / alignof(std::max_align_t) *
+    alignof(std::max_align_t);
+
+inline TransportStorage& storage_of(PyObject* self) noexcept {
+    // Safety: our part of an instance is there, and tp_new has put it there.
+    return *std::launder(reinterpret_cast<TransportStorage*>(reinterpret_cast<char*>(self) + kTransportOffset));
 }
 
-inline TransportStorage& storage_of(PyObject* self) noexcept { return storage_of(parts_of_instance(self), self); }
+/// asyncio.BaseTransport's only field.
+inline PyObject*& extra_field(PyObject* self) noexcept { return *reinterpret_cast<PyObject**>(self + 1); }
 
 /// The transport of an instance of the Python class that belongs to `T`. Throws ErrorSet.
 template <typename T = Transport>
-T& transport_of(const Parts& parts, PyObject* self) {
-    TransportStorage& storage = storage_of(parts, self);
+T& transport_of(PyObject* self) {
+    TransportStorage& storage = storage_of(self);
     if (!storage) {
         cpython::raise(PyExc_RuntimeError, "the transport was not opened");
     }
     return static_cast<T&>(*storage);
 }
 
-template <typename T = Transport>
-T& transport_of(PyObject* self) {
-    return transport_of<T>(parts_of_instance(self), self);
-}
-
 /// Puts the transport that `make()` returns into `self`, then has `prepare(transport)` make it ready; takes it out again if
 /// that throws.
 template <typename Make, typename Prepare>
-void open_transport(const Parts& parts, PyObject* self, Make make, Prepare prepare) {
-    TransportStorage& storage = storage_of(parts, self);
+void open_transport(PyObject* self, Make make, Prepare prepare) {
+    TransportStorage& storage = storage_of(self);
     if (storage) {
         cpython::raise(PyExc_RuntimeError, "the transport is open already");
     }
@@ -65,7 +68,7 @@ void open_transport(const Parts& parts, PyObject* self, Make make, Prepare prepa
 }
 
 /// The dictionary behind get_extra_info().
-cpython::Ref extra_of(const Parts& parts, PyObject* self);
+cpython::Ref extra_of(PyObject* self);
 /// Fills in what it says of a socket; `peername` null: what it says already, or the socket.
 void describe_socket(const Parts& parts, PyObject* self, PyObject* socket, PyObject* peername);
 

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a module as the main program, with Gossamer's event loop wherever asyncio, or a test of it, makes one.
 
-``on_our_loop.py -m test [ARGUMENTS...]``: asyncio's default policy, and so `asyncio.new_event_loop`, `asyncio.run` and
+``on_our_loop.py [--park] -m test [ARGUMENTS...]``: asyncio's default policy, and so `asyncio.new_event_loop`, `asyncio.run` and
 `asyncio.Runner`, make our loops; the test cases of test_events that stand on its loop-contract mixins
-(`EventLoopTestsMixin`) get ours in place of theirs. A task that blocks blocks its loop, on which some tests rely.
-Nothing else is changed.
+(`EventLoopTestsMixin`) get ours in place of theirs. A task that blocks blocks its loop, on which some of CPython's tests
+rely; with --park it parks, as it does by default. Nothing else is changed.
 """
 
 import importlib
@@ -40,9 +40,11 @@ def take_over_loop_contract() -> None:
 
 def main() -> None:
     """Take over, and run the module."""
+    if parks := sys.argv[1:2] == ["--park"]:
+        del sys.argv[1]
     if len(sys.argv) < 3 or sys.argv[1] != "-m":
         sys.exit(__doc__)
-    _core.block_in_all_tasks(_run.BLOCKING.index("block"))
+    _core.block_in_all_tasks(_run.BLOCKING.index("park" if parks else "block"))
     take_over_policy()
     if EVENTS in sys.argv:
         take_over_loop_contract()

@@ -282,6 +282,17 @@ async def test_what_came_with_the_wish_for_tls_is_the_beginning_of_the_handshake
 
 
 @on_loop
+async def test_a_connection_that_was_closed_is_not_upgraded():
+    """asyncio returns None then, which aiohttp looks for."""
+    loop = asyncio.get_running_loop()
+    with socket_pair() as (left, _right):
+        transport, protocol = await loop.create_connection(Recorder, sock=left)
+        transport.close()
+
+        assert await loop.start_tls(transport, protocol, client_context(), server_hostname="localhost") is None
+
+
+@on_loop
 async def test_start_tls_checks_its_arguments():
     loop = asyncio.get_running_loop()
     with socket_pair() as (left, _right):

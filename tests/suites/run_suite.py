@@ -15,6 +15,7 @@ CPython's own tests' harness (``../cpython/harness.py``), which this file is a g
     keep                what of it is unpacked: the tests and their settings, not the library, which is installed
     requirements        the file with the packages, each pinned; suites that share one share an environment
     plugins, arguments  of pytest, which loads no other plugins; `variables`, if there are any, are set in both runs
+    must_step           false: no coroutine need have run on a stack of its own, which otherwise proves nothing
     [[left_out]]        `test`, `because`: a test, or a file, that is not run at all: it is too long, or needs a network
     [[flaky]]           `test`, `because`: it failed in one plain run of two; it is run, and its result does not count
     [[difference]]      `versions`, `test`, `because`: it passes plain and cannot pass here; a failure if it does
@@ -80,6 +81,7 @@ class Suite:
     plugins: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
+    must_step: bool = True
     left_out: tuple[Note, ...] = ()
     flaky: tuple[Note, ...] = ()
     difference: tuple[Expected, ...] = ()
@@ -202,7 +204,7 @@ class Options:
     plain_runner: tuple[str, ...] = ("{python}",)
     runner: tuple[str, ...] = (
         *("{python}", "-m", "gossamer", "run", "--lost-errors=warn", "--no-inherit"),
-        str(CPYTHON / "on_our_loop.py"),
+        *(str(CPYTHON / "on_our_loop.py"), "--park"),
     )
 
 
@@ -235,7 +237,7 @@ def run_once(suite: Suite, file: Path, mode: str, options: Options, only: Collec
     if child.timed_out:
         run.where += f", after {options.timeout:g} s"
     if mode == "gossamer" and run.end == "normal":
-        run.problems += harness.check_stats(harness.File(), paths["stats"], child.pid)
+        run.problems += harness.check_stats(harness.File(must_step=suite.must_step), paths["stats"], child.pid)
     return run
 
 
