@@ -229,7 +229,7 @@ class ReadPipeTransport(_Transport, _core.ReadPipeTransportBase, asyncio.ReadTra
         super()._fatal_error(error, message)
 
 
-class WritePipeTransport(_Transport, _core.WritePipeTransportBase, asyncio.WriteTransport):
+class WritePipeTransport(_Transport, _core.WritePipeTransportBase, asyncio.Transport):
     """The writing end of a pipe."""
 
     def __init__(

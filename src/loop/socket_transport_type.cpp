@@ -31,10 +31,11 @@ void attach_to_server(const Parts& parts, PyObject* self, PyObject* server) {
     }
 }
 
+/// As asyncio does, and also where nobody has named the protocol: socket.socket(), and what such a one accepts.
 void set_nodelay(const cpython::SocketWords& socket) {
     const int one = 1;
-    if (socket.is_byte_stream() && socket.protocol == IPPROTO_TCP &&
-        ::setsockopt(socket.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) != 0) {
+    const bool is_tcp = socket.protocol == IPPROTO_TCP || socket.protocol == IPPROTO_IP;
+    if (socket.is_byte_stream() && is_tcp && ::setsockopt(socket.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) != 0) {
         cpython::raise_os_error(errno);
     }
 }

@@ -148,12 +148,7 @@ void SocketTransport::read_for_tls() {
     TlsTransport& tls = *tls_;
     try {
         tls.take(buffer, static_cast<std::size_t>(size));  // at once: the buffer is ours until Python runs
-        in_context([&] {
-            return cpython::guarded<PyObject*>(nullptr, [&] {
-                tls.proceed();
-                return Py_NewRef(Py_None);
-            });
-        });
+        tls.proceed();
     } catch (const cpython::ErrorSet&) {
         fail("Fatal error: protocol.buffer_updated() call failed.");
     }
@@ -163,11 +158,7 @@ void SocketTransport::read_into_protocol() {
     const Ref protocol = cpython::borrow(this->protocol());
     ssize_t size = 0;
     try {
-        const Ref buffer = in_context([&] {
-            PyObject* args[] = {protocol.ptr(), parts().minus_one};
-            return PyObject_VectorcallMethod(parts().get_buffer_name, args, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET,
-                                             nullptr);
-        });
+        const Ref buffer = call_protocol(parts().get_buffer_name, parts().minus_one);
         const View view(buffer.ptr(), PyBUF_WRITABLE);
         if (view.size() == 0) {
             cpython::raise(PyExc_RuntimeError, "get_buffer() returned an empty buffer");
@@ -185,11 +176,7 @@ void SocketTransport::read_into_protocol() {
     }
     try {
         const Ref count = steal(PyLong_FromSsize_t(size));
-        in_context([&] {
-            PyObject* args[] = {protocol.ptr(), count.ptr()};
-            return PyObject_VectorcallMethod(parts().buffer_updated_name, args, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET,
-                                             nullptr);
-        });
+        steal(PyObject_CallMethodOneArg(protocol.ptr(), parts().buffer_updated_name, count.ptr()));
     } catch (const cpython::ErrorSet&) {
         fail("Fatal error: protocol.buffer_updated() call failed.");
     }

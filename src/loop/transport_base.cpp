@@ -128,7 +128,12 @@ void Transport::run() {
     if (stage_ != Stage::kOpen) {
         begin_here();
     } else if (lost_count == 0) {
-        take_turn();
+        in(context_.ptr(), [&] {
+            return cpython::guarded<PyObject*>(nullptr, [&] {
+                take_turn();
+                return Py_NewRef(Py_None);
+            });
+        });
     }
     queue_if_useful();
 }

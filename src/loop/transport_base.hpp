@@ -81,7 +81,8 @@ protected:
     using Runnable::owner;
     const Parts& parts() const noexcept { return loop().parts(); }
 
-    /// Does what there is to do: at most one read.
+    /// Does what there is to do: at most one read. In the transport's context, so what follows from it, as its end, is
+    /// called in there too.
     virtual void take_turn() = 0;
     /// Whether it would do something.
     virtual bool has_work() const noexcept = 0;
@@ -108,19 +109,13 @@ protected:
     /// is_protocol_paused() has changed; the protocol is told next.
     virtual void note_pause() noexcept {}
 
-    /// Calls what runs the protocol's code in the transport's context. Throws ErrorSet.
-    template <typename Call>
-    cpython::Ref in_context(Call call) {
-        return in(context_.ptr(), call);
-    }
+    /// Calls a method of the protocol. Throws ErrorSet.
     template <typename... Args>
     cpython::Ref call_protocol(PyObject* name, Args... args) {
-        return in_context([&] {
-            const cpython::Ref protocol = cpython::borrow(protocol_.ptr());  // the call may replace it
-            PyObject* all[] = {protocol.ptr(), args...};
-            return PyObject_VectorcallMethod(name, all, (1 + sizeof...(args)) | PY_VECTORCALL_ARGUMENTS_OFFSET,
-                                             nullptr);
-        });
+        const cpython::Ref protocol = cpython::borrow(protocol_.ptr());  // the call may replace it
+        PyObject* all[] = {protocol.ptr(), args...};
+        return cpython::steal(
+            PyObject_VectorcallMethod(name, all, (1 + sizeof...(args)) | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
     }
 
     /// What the protocol or the kernel did ends the connection, unless it ends the program. Throws ErrorSet then.

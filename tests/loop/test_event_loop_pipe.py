@@ -239,6 +239,14 @@ async def test_a_protocol_may_close_in_data_received():
 
 
 @on_loop
+async def test_a_writer_refuses_to_read_as_that_of_asyncio_does():
+    with pipe_files() as (_reader, writer):
+        async with writing(writer) as (transport, _protocol):
+            with pytest.raises(NotImplementedError):
+                transport.pause_reading()
+
+
+@on_loop
 async def test_a_file_is_no_pipe():
     loop = asyncio.get_running_loop()
     with tempfile.TemporaryFile() as file:

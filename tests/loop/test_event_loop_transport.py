@@ -15,6 +15,13 @@ from loops import forget, on_loop, run_on_thread, socket_pair
 from protocols import Recorder
 
 
+def receive_all(sock: socket.socket, size: int) -> None:
+    """Receive that much, waiting for it."""
+    sock.setblocking(True)
+    while size:
+        size -= len(sock.recv(size))
+
+
 @asynccontextmanager
 async def connected(protocol=Recorder) -> AsyncIterator[tuple[asyncio.Transport, Recorder, socket.socket]]:
     """A transport, its protocol, and the other end."""
@@ -289,9 +296,12 @@ async def test_an_error_of_the_protocol_ends_its_connection_and_is_told():
     assert "protocol.data_received() call failed" in context["message"]
 
 
+@pytest.mark.parametrize("base", [asyncio.BufferedProtocol, asyncio.BaseProtocol])
 @on_loop
-async def test_a_buffered_protocol_is_read_into():
-    class Buffered(asyncio.BufferedProtocol):
+async def test_a_buffered_protocol_is_read_into(base):
+    """One that says so by its class, or by having the methods and not data_received."""
+
+    class Buffered(base):
         def __init__(self):
             self.buffer = bytearray(4)
             self.received = bytearray()
@@ -345,6 +355,47 @@ async def test_the_protocol_runs_in_the_context_of_who_made_the_connection():
         await protocol.until(lambda: protocol.received)
 
     assert ["set before"] == seen
+
+
+@on_loop
+async def test_what_follows_from_data_is_called_in_the_context_of_the_data():
+    """The end of a connection that the other side ended, and the one that lets a protocol write again."""
+    variable = contextvars.ContextVar("variable", default="unset")
+    seen = []
+
+    class Seeing(Recorder):
+        def connection_lost(self, error):
+            seen.append(variable.get())
+            super().connection_lost(error)
+
+        def resume_writing(self):
+            seen.append(variable.get())
+            super().resume_writing()
+
+    variable.set("set before")
+    async with connected(Seeing) as (transport, protocol, right):
+        variable.set("changed later")
+        transport.write(bytes(4_000_000))
+        await asyncio.get_running_loop().run_in_executor(None, lambda: receive_all(right, 4_000_000))
+        right.shutdown(socket.SHUT_WR)
+        await protocol.lost()
+
+    assert ["set before", "set before"] == seen
+
+
+@pytest.mark.parametrize("protocol", [0, socket.IPPROTO_TCP])
+@on_loop
+async def test_small_writes_are_not_held_back(protocol):
+    """TCP_NODELAY is set on every TCP connection, also where the socket was made without naming TCP."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
+        sock.connect(listener.getsockname())
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=sock)
+
+        assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+        transport.abort()
 
 
 def test_a_transport_that_nobody_closed_warns_and_closes_its_socket():
