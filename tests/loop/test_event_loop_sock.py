@@ -294,6 +294,23 @@ async def test_a_full_queue_makes_sendto_wait():
 
 
 @on_loop
+async def test_a_queue_full_of_others_datagrams_makes_sendto_wait():
+    loop = asyncio.get_running_loop()
+    kind = socket.SOCK_DGRAM
+    with bound(socket.AF_UNIX, kind) as left, unconnected(socket.AF_UNIX, kind) as other:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                other.sendto(b"x", left.getsockname())
+        with unconnected(socket.AF_UNIX, kind) as right:
+            sending = loop.create_task(loop.sock_sendto(right, b"late", left.getsockname()))
+            await asyncio.sleep(0)
+            while (await loop.sock_recvfrom(left, 10))[0] != b"late":
+                pass
+
+            assert 4 == await sending
+
+
+@on_loop
 async def test_a_refused_connection_says_what_address():
     loop = asyncio.get_running_loop()
     with bound(socket.AF_INET, socket.SOCK_STREAM) as nobody, unconnected(socket.AF_INET, socket.SOCK_STREAM) as sock:
