@@ -193,12 +193,14 @@ const SocketAddress* DatagramTransport::find_address(PyObject* to, SocketAddress
 void DatagramTransport::wait_for_room() {
     is_writable_ = false;
     if (family_ == AF_UNIX && !is_connected_) {
-        // What is full is the receiver's queue, and the socket itself is writable, so that no edge will come.
+        // What is full is the receiver's queue. The socket itself stays writable, and each attempt that fails is an edge.
+        is_peer_full_ = true;
         steal(PyObject_CallMethod(owner(), "_retry_later", nullptr));
     }
 }
 
 void DatagramTransport::retry() {
+    is_peer_full_ = false;
     is_writable_ = true;
     queue_if_useful();
 }

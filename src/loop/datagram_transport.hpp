@@ -44,7 +44,7 @@ private:
     bool has_work() const noexcept override { return can_read() || has_to_flush(); }
     void drop_unsent() override;
 
-    bool has_to_flush() const noexcept { return can_write() && !unsent_.empty(); }
+    bool has_to_flush() const noexcept { return can_write() && !is_peer_full_ && !unsent_.empty(); }
     bool receive_one();
     void receive_error();
     cpython::Ref address_object(const cpython::SocketAddress& address);
@@ -59,6 +59,7 @@ private:
     const int family_;
 
     bool is_connected_ = false;
+    bool is_peer_full_ = false;  // until retry()
     std::deque<Message> unsent_;
     std::size_t unsent_bytes_ = 0;
     // The last sender: the next datagram often comes from it, and mostly the answer goes to it.

@@ -413,9 +413,7 @@ PyObject* sock_sendall(PyObject* loop, PyObject* const* args, Py_ssize_t count, 
 
 PyObject* sock_sendto(PyObject* loop, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     return guarded<PyObject*>(nullptr, [&] {
-        // When the queue of a Unix socket's peer is full of others' datagrams, no edge tells of room in it.
-        const bool is_ours = is_usual(loop, args, count, names, 3) && words_of_socket(args[0]).family != AF_UNIX;
-        auto to = is_ours ? address_for(args[0], args[2], "socket.sendto") : nullptr;
+        auto to = is_usual(loop, args, count, names, 3) ? address_for(args[0], args[2], "socket.sendto") : nullptr;
         if (!to) {
             return call_asyncio("sock_sendto", loop, args, count, names);
         }
