@@ -6,11 +6,10 @@ Where a plain function awaits decides who runs the awaitable:
 - in an asyncio task on a stack of its own: the task itself, as if its coroutine had awaited it;
 - in a virtual thread without a loop: a loop that this hub keeps for them, in a virtual thread of its own;
 - on an ordinary thread: a loop that the thread keeps for itself;
-- in a callback of a loop, which cannot be left: a loop of its own, beside the callback's, which stands still meanwhile.
+- in a callback of a loop, which cannot be left: a loop of its own, beside the callback's, which stands still.
 
 From the import of this module on the tasks of every loop are on stacks of their own (`let_plain_functions_await`). A
-step that runs at that moment is not: the call runs the loop itself until the awaitable has ended, if the loop is
-asyncio's.
+step that runs at that moment is not: the call runs the loop itself until the awaitable has ended, if it is asyncio's.
 """
 
 from __future__ import annotations
@@ -178,7 +177,7 @@ def _lock_that_is_held() -> _thread.LockType:
 
 
 def _wait_in_any_case(until_ended: _thread.LockType, cancel: Callable[[], object]) -> BaseException | None:
-    """Wait for the release of ``until_ended``; what interrupts the wait, and is returned, cancels what is awaited."""
+    """Wait for the release of ``until_ended``; what interrupts the wait cancels what is waited for, and is returned."""
     interruption: BaseException | None = None
     while True:
         try:
@@ -267,8 +266,9 @@ def _beside(running: asyncio.AbstractEventLoop, run: Callable[[Any], Any], main:
 
 
 class _Cancellable:
-    """The main coroutine of a loop that runs elsewhere on this hub. Its task is cancelled, never the run of its loop, which
-    has to clean up.
+    """The main coroutine of a loop that runs elsewhere on this hub.
+
+    Its task is cancelled, never the run of its loop, which has to clean up.
     """
 
     def __init__(self, main: Any) -> None:
@@ -280,7 +280,7 @@ class _Cancellable:
         """Return what to run."""
         if not inspect.iscoroutine(self._main):
             return self._main
-        coroutine = self._run()
+        coroutine: Any = self._run()
         coroutine.__name__, coroutine.__qualname__ = self._main.__name__, self._main.__qualname__
         return coroutine
 

@@ -264,7 +264,6 @@ def test_dump_tells_of_tasks_that_are_parked_on_another_carrier():
     assert "return gate.get()" in shown.getvalue()
 
 
-
 @in_task
 async def test_frames_of_a_parked_task_are_kept_and_linked():
     gate = queue.SimpleQueue()
