@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <new>
+#include <span>
 #include <utility>
 
 #include "loop/event_loop.hpp"
@@ -19,30 +20,32 @@ namespace {
 
 constexpr std::size_t kMostSpares = 1024;
 
-template <typename Visit>
-void for_each_field(const HandleFields& fields, Visit visit) {
-    for (const Py_ssize_t offset : {fields.callback, fields.args, fields.loop, fields.source_traceback, fields.repr,
-                                    fields.context, fields.cancelled}) {
-        visit(offset);
-    }
+// How many fields asyncio's classes have, which is checked when ours are made. What destroys a handle needs no more than
+// that: one may die after its class has lost its module, when the interpreter ends.
+constexpr std::size_t kFields = 7;
+constexpr std::size_t kTimerFields = 2;  // more
+
+std::span<PyObject*> fields_of(PyObject* self, std::size_t count) noexcept {
+    // Safety: an instance is an object's head and these words.
+    return {reinterpret_cast<PyObject**>(self + 1), count};
 }
 
-int traverse_fields(const HandleFields& fields, PyObject* self, visitproc visit, void* arg) {
-    for (const Py_ssize_t offset :
-         {fields.callback, fields.args, fields.loop, fields.source_traceback, fields.context}) {
-        Py_VISIT(field_of(self, offset));
+void clear_fields(PyObject* self, std::size_t count) {
+    for (PyObject*& field : fields_of(self, count)) {
+        Py_CLEAR(field);
     }
-    return 0;
 }
 
 int handle_traverse(PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(Py_TYPE(self));
-    return traverse_fields(parts_of_type(Py_TYPE(self)).fields, self, visit, arg);
+    for (PyObject* field : fields_of(self, kFields)) {
+        Py_VISIT(field);
+    }
+    return 0;
 }
 
 int handle_clear(PyObject* self) {
-    const HandleFields& fields = parts_of_type(Py_TYPE(self)).fields;
-    for_each_field(fields, [self](Py_ssize_t offset) { Py_CLEAR(field_of(self, offset)); });
+    clear_fields(self, kFields);
     return 0;
 }
 
@@ -54,8 +57,13 @@ void clear_weak_references(PyObject* self) noexcept {
 }
 
 /// Keeps the memory of a dead handle, whose fields are null, for the next one. Returns whether it did.
-bool keep_spare([[maybe_unused]] Parts& parts, [[maybe_unused]] PyObject* self) noexcept {
+bool keep_spare([[maybe_unused]] PyObject* self) noexcept {
 #ifndef Py_GIL_DISABLED
+    PyTypeObject* type = Py_TYPE(self);
+    if (reinterpret_cast<PyHeapTypeObject*>(type)->ht_module == nullptr) {
+        return false;
+    }
+    Parts& parts = parts_of_type(type);
     if (parts.spare_handles.size() < parts.spare_handles.capacity()) {
         parts.spare_handles.push_back(self);
         return true;
@@ -69,7 +77,7 @@ void handle_dealloc(PyObject* self) {
     PyObject_GC_UnTrack(self);
     clear_weak_references(self);
     handle_clear(self);
-    if (!keep_spare(parts_of_type(type), self)) {
+    if (!keep_spare(self)) {
         PyObject_GC_Del(self);
         Py_DECREF(type);
     }
@@ -79,10 +87,7 @@ void timer_dealloc(PyObject* self) {
     PyTypeObject* type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     clear_weak_references(self);
-    handle_clear(self);
-    const HandleFields& fields = parts_of_type(type).fields;
-    Py_CLEAR(field_of(self, fields.scheduled));
-    Py_CLEAR(field_of(self, fields.when));
+    clear_fields(self, kFields + kTimerFields);
     PyObject_GC_Del(self);
     Py_DECREF(type);
 }
@@ -179,8 +184,6 @@ void create_handle_types(PyObject* module, Parts& parts, PyObject* handle, PyObj
     fields.context = offset_of_slot(handle, "_context");
     fields.scheduled = offset_of_slot(timer_handle, "_scheduled");
     fields.when = offset_of_slot(timer_handle, "_when");
-    constexpr int kFields = 7;
-    constexpr int kTimerFields = 2;
     const auto size_of = [](PyObject* type) { return reinterpret_cast<PyTypeObject*>(type)->tp_basicsize; };
     if (size_of(handle) != Py_ssize_t{sizeof(PyObject) + kFields * sizeof(PyObject*)} ||
         size_of(timer_handle) != size_of(handle) + Py_ssize_t{kTimerFields * sizeof(PyObject*)}) {

@@ -146,8 +146,8 @@ struct Parts {
     StreamParts streams;
     TransportParts transports;
     TlsParts tls;
-    Py_ssize_t timer_offset = 0;      // of what is ours in a TimerHandle
-    Py_ssize_t io_refs_offset = 0;    // of fields of a socket.socket
+    Py_ssize_t timer_offset = 0;    // of what is ours in a TimerHandle
+    Py_ssize_t io_refs_offset = 0;  // of fields of a socket.socket
     Py_ssize_t closed_offset = 0;
 #ifndef Py_GIL_DISABLED
     std::vector<PyObject*> spare_handles;  // dead, of handle_type

@@ -87,8 +87,7 @@ void check_count(const char* name, Py_ssize_t given, Py_ssize_t wanted) {
     }
 }
 
-PyObject* write(PyObject* self, PyTypeObject*, PyObject* const* args, Py_ssize_t count,
-                PyObject* names) {
+PyObject* write(PyObject* self, PyTypeObject*, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     return guarded<PyObject*>(nullptr, [&] {
         if (names != nullptr && count == 0 && PyTuple_GET_SIZE(names) == 1) {
             count = 1;  // write(data=...)

@@ -52,7 +52,6 @@ TlsTransport& opened(Storage& storage) {
 
 TlsTransport& transport_of(PyObject* self) { return opened(storage_of(self)); }
 
-
 PyObject* object_or_none(PyObject* object) noexcept { return Py_NewRef(object == nullptr ? Py_None : object); }
 
 /// _open(loop, protocol, ssl, is_inner, incoming, outgoing, has_protocol_begun)
@@ -76,8 +75,7 @@ PyObject* open(PyObject* self, PyObject* args) {
     });
 }
 
-PyObject* write(PyObject* self, PyTypeObject*, PyObject* const* args, Py_ssize_t count,
-                PyObject* names) {
+PyObject* write(PyObject* self, PyTypeObject*, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     return guarded<PyObject*>(nullptr, [&] {
         // write(data) or write(data=...)
         if (count + (names == nullptr ? 0 : PyTuple_GET_SIZE(names)) != 1) {

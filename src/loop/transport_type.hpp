@@ -28,9 +28,8 @@ inline Parts& parts_of_instance(PyObject* self) noexcept {
 
 /// Where our part of an instance begins: after the fields of asyncio.BaseTransport, whose size is checked when the class is
 /// made. Not kept with the module: an instance may die after its class has lost that, when the interpreter ends.
-constexpr std::size_t kTransportOffset =
-    (sizeof(PyObject) + sizeof(PyObject*) + alignof(std::max_align_t) - 1) / alignof(std::max_align_t) *
-    alignof(std::max_align_t);
+constexpr std::size_t kTransportOffset = (sizeof(PyObject) + sizeof(PyObject*) + alignof(std::max_align_t) - 1) /
+                                         alignof(std::max_align_t) * alignof(std::max_align_t);
 
 inline TransportStorage& storage_of(PyObject* self) noexcept {
     // Safety: our part of an instance is there, and tp_new has put it there.
