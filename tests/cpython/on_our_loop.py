@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a module as the main program, with Gossamer's event loop wherever asyncio, or a test of it, makes one.
 
-``on_our_loop.py [--park] -m test [ARGUMENTS...]``: asyncio's default policy, and so `asyncio.new_event_loop`, `asyncio.run` and
-`asyncio.Runner`, make our loops; the test cases of test_events that stand on its loop-contract mixins
-(`EventLoopTestsMixin`) get ours in place of theirs. A task that blocks blocks its loop, on which some of CPython's tests
-rely; with --park it parks, as it does by default. Nothing else is changed.
+``on_our_loop.py [--park] -m test [ARGUMENTS...]``: asyncio's default policy, and so `asyncio.new_event_loop`,
+`asyncio.run` and `asyncio.Runner`, make our loops; the test cases of test_events that stand on its loop-contract mixins
+(`EventLoopTestsMixin`) get ours in place of theirs. A task that blocks blocks its loop, on which some of CPython's
+tests rely; with --park it parks, as it does by default. Nothing else is changed.
 """
 
 import importlib
