@@ -4,12 +4,14 @@
 import asyncio
 import collections
 import contextvars
+import gc
 import inspect
 import io
 import logging
 import queue
 import sys
 import threading
+import weakref
 
 import gossamer as gs
 import pytest
@@ -17,6 +19,31 @@ from gossamer import _core
 from tasks import blocking_get, in_task, settle
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="unset")
+
+
+class Value:
+    """Something that can be referred to weakly."""
+
+
+@in_task
+async def test_the_context_of_the_step_that_parks_first_is_not_kept():
+    """The loop gets a reader then, whose handle has a context for as long as the loop lives."""
+    gate = queue.SimpleQueue()
+    known = []
+
+    async def worker():
+        VARIABLE.set(value := Value())
+        known.append(weakref.ref(value))
+        gate.get()
+
+    task = asyncio.create_task(worker())
+    await settle()
+    gate.put(None)
+    await task
+    del task
+    gc.collect()
+
+    assert known[0]() is None
 
 
 @in_task

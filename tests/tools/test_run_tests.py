@@ -64,3 +64,18 @@ def test_the_files_of_cpython_run_under_the_jit_too_when_everything_runs(
     usual = [(), ("--suite", "asyncio")]
     assert [*usual, *expected] == options
     assert 1 + len(options) == len(rows)
+
+
+@pytest.mark.parametrize(("everything", "versions"), [(False, ["3.13"]), (True, ["3.13", "3.14"])])
+def test_every_suite_of_another_project_is_a_row(
+    monkeypatch: pytest.MonkeyPatch, everything: bool, versions: list[str]
+):
+    environments = SimpleNamespace(of=lambda tag: SimpleNamespace(name=tag.name))
+    jobs = run_tests.Jobs(None, environments, everything=everything)
+    monkeypatch.setattr(jobs, "_suite", lambda environment, file: Counts(passed=1))
+
+    rows = jobs.suites()
+
+    names = sorted(file.stem for file in run_tests.SUITES.glob("*.toml"))
+    assert "asgiref" in names
+    assert [f"{name}, {version}" for version in versions for name in names] == [row.suite for row in rows]
