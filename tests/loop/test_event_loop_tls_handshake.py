@@ -90,6 +90,19 @@ async def test_who_no_longer_waits_for_the_handshake_has_it_end(turns_before):
 
 
 @on_loop
+async def test_a_connection_may_be_closed_before_its_handshake_begins():
+    loop = asyncio.get_running_loop()
+    with socket_pair() as (left, right):
+        waiter = loop.create_future()
+        loop._make_ssl_transport(left, Recorder(), client_context(), waiter, server_hostname="localhost").close()
+        await waiter
+        await turns()
+
+        assert -1 == left.fileno()
+        assert b"" == right.recv(100)
+
+
+@on_loop
 async def test_a_connection_may_be_closed_while_its_handshake_goes_on():
     loop = asyncio.get_running_loop()
     with socket_pair() as (left, _right):
