@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transports: what happens at the end of a connection's life. The rest is C++ (``src/loop/transport_base.hpp``)."""
+"""Transports: what happens rarely. The rest is C++ (``src/loop/transport_base.hpp``)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ class _Transport(_core.TransportBase):
         if self._file is not None:
             _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
             self._file.close()
-            self._leave(self._server)
+            server = self._server
+            if server is not None:
+                server._detach(*([self] if _SERVER_WANTS_TRANSPORTS else []))
 
     def abort(self) -> None:
         """Close at once; what was not sent is lost."""
@@ -84,26 +86,6 @@ class _Transport(_core.TransportBase):
         self._loop.call_exception_handler(
             {"message": message, "exception": error, "transport": self, "protocol": self._protocol}
         )
-
-    # --- The end ---
-
-    def _call_connection_lost(self, error: BaseException | None) -> None:
-        file, server = self._file, self._server
-        if file is None:
-            return
-        try:
-            self._protocol.connection_lost(error)
-        finally:
-            self._finish()
-            file.close()
-            self._leave(server)
-
-    def _leave(self, server: Any) -> None:
-        if server is not None:
-            if _SERVER_WANTS_TRANSPORTS:
-                server._detach(self)
-            else:
-                server._detach()
 
 
 class SocketTransport(_Transport, _core.SocketTransportBase, asyncio.Transport):
@@ -169,14 +151,6 @@ class SocketTransport(_Transport, _core.SocketTransportBase, asyncio.Transport):
         if self._empty_waiter is not None and not self._empty_waiter.done():
             self._empty_waiter.set_exception(error)
         super()._fatal_error(error, message)
-
-    def _call_connection_lost(self, error: BaseException | None) -> None:
-        waiter = self._empty_waiter
-        try:
-            super()._call_connection_lost(error)
-        finally:
-            if waiter is not None and not waiter.done():
-                waiter.set_exception(ConnectionError("Connection is closed by peer"))
 
 
 class DatagramTransport(_Transport, _core.DatagramTransportBase, asyncio.Transport, asyncio.DatagramTransport):

@@ -42,6 +42,9 @@ namespace {
 void intern_names(TransportParts& parts) {
     const auto intern = [](const char* name) { return steal(PyUnicode_InternFromString(name)).release(); };
     parts.connection_made = intern("connection_made");
+    parts.connection_lost = intern("connection_lost");
+    parts.close = intern("close");
+    parts.detach = intern("_detach");
     parts.datagram_received = intern("datagram_received");
     parts.error_received = intern("error_received");
     parts.finish_beginning = intern("_finish_beginning");

@@ -64,6 +64,8 @@ struct TransportParts {
     PyObject* transport_socket = nullptr;
     // interned names
     PyObject* connection_made = nullptr;
+    PyObject* connection_lost = nullptr;
+    PyObject* close = nullptr;
     PyObject* datagram_received = nullptr;
     PyObject* error_received = nullptr;
     PyObject* finish_beginning = nullptr;      // "_finish_beginning"
@@ -74,12 +76,13 @@ struct TransportParts {
     PyObject* getsockname = nullptr;
     PyObject* getpeername = nullptr;
     PyObject* attach = nullptr;  // "_attach"
+    PyObject* detach = nullptr;
 
     template <typename Visit>
     void for_each(Visit visit) {
-        for (PyObject** place : {&socket_transport, &transport_socket, &connection_made, &datagram_received,
-                                 &error_received, &finish_beginning, &call_connection_lost, &socket, &sockname,
-                                 &peername, &getsockname, &getpeername, &attach}) {
+        for (PyObject** place : {&socket_transport, &transport_socket, &connection_made, &connection_lost, &close,
+                                 &detach, &datagram_received, &error_received, &finish_beginning, &call_connection_lost,
+                                 &socket, &sockname, &peername, &getsockname, &getpeername, &attach}) {
             visit(*place);
         }
     }

@@ -19,8 +19,6 @@ using cpython::words_of_socket;
 
 namespace {
 
-constexpr bool kServersWantTransports = cpython::kPython313;  // Server._attach(transport)
-
 void attach_to_server(const Parts& parts, PyObject* self, PyObject* server) {
     if (server != Py_None) {
         transport_of(self).set_server(server);

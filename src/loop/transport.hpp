@@ -30,6 +30,7 @@ public:
 private:
     void start_reading() override;
     void note_pause() noexcept override;
+    cpython::Ref waiter_for_empty() override { return cpython::borrow(empty_waiter.ptr()); }
     void take_turn() override;
     bool has_work() const noexcept override { return (can_read() && !has_read_eof_) || has_to_flush(); }
     bool is_idle() const noexcept override { return (!is_reading() || has_read_eof_) && unsent_bytes() == 0; }

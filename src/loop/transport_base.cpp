@@ -250,6 +250,67 @@ void Transport::push_connection_lost(PyObject* error) {
                             has_given_context_ ? context_.ptr() : nullptr);
 }
 
+namespace {
+
+/// Does `step`, whatever an earlier one has raised, of which `raised` is the last.
+template <typename Step>
+void do_anyway(Ref& raised, Step step) {
+    if (cpython::guarded(false, [&] {
+            step();
+            return true;
+        })) {
+        return;
+    }
+    Ref error = Ref::steal_or_null(PyErr_GetRaisedException());
+    if (raised && error.ptr() != raised.ptr()) {
+        PyException_SetContext(error.ptr(), raised.release());
+    }
+    raised = std::move(error);
+}
+
+void leave_server(const Parts& parts, PyObject* server, PyObject* transport) {
+    PyObject* args[] = {server, transport};
+    const std::size_t count = kServersWantTransports ? 2 : 1;
+    steal(PyObject_VectorcallMethod(parts.transports.detach, args, count | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+}
+
+void fail_waiter(const Parts& parts, PyObject* waiter) {
+    const Ref is_done = steal(PyObject_CallMethodNoArgs(waiter, parts.done_name));
+    if (is_done.ptr() != Py_True) {
+        const Ref error = steal(PyObject_CallFunction(PyExc_ConnectionError, "s", "Connection is closed by peer"));
+        steal(PyObject_CallMethod(waiter, "set_exception", "O", error.ptr()));
+    }
+}
+
+}  // namespace
+
+void Transport::lose(PyObject* error) {
+    if (!file_) {
+        return;
+    }
+    const Ref kept = cpython::borrow(owner());
+    const Ref file = cpython::borrow(file_.ptr());
+    const Ref protocol = cpython::borrow(protocol_.ptr());
+    const Ref server = cpython::borrow(server_.ptr());
+    const Ref waiter = waiter_for_empty();
+    Ref raised;
+    do_anyway(raised,
+              [&] { steal(PyObject_CallMethodOneArg(protocol.ptr(), parts().transports.connection_lost, error)); });
+    finish();
+    do_anyway(raised, [&] { steal(PyObject_CallMethodNoArgs(file.ptr(), parts().transports.close)); });
+    if (server) {
+        do_anyway(raised, [&] { leave_server(parts(), server.ptr(), kept.ptr()); });
+    }
+    if (waiter) {
+        do_anyway(raised, [&] { fail_waiter(parts(), waiter.ptr()); });
+    }
+    if (raised) {
+        PyErr_SetRaisedException(raised.release());
+        throw cpython::ErrorSet{};
+    }
+}
+
+/// After connection_lost.
 void Transport::finish() {
     loop().remove_transport(fd(), owner());
     note_sent();  // the end is: the file is closed next

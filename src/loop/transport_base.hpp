@@ -22,6 +22,8 @@
 
 namespace gossamer::loop {
 
+constexpr bool kServersWantTransports = cpython::kPython313;  // Server._attach(transport) and _detach(transport)
+
 class Transport : public LoopWatch, private Runnable {
 public:
     /// `file`: what is closed at the end, a socket or a pipe. `context` null: the protocol's calls have copies of the
@@ -46,8 +48,9 @@ public:
     void close();
     /// The same, without writing; `error` may be None.
     void force_close(PyObject* error);
-    /// After connection_lost: lets everything go.
-    void finish();
+    /// Tells the protocol that the connection is lost, closes the file and lets everything go. Throws ErrorSet: what the
+    /// protocol, or one of the others, has raised.
+    void lose(PyObject* error);
 
     /// Tells the loop that it has sent something, or the end.
     void note_sent() { loop().note_sent(); }
@@ -89,6 +92,8 @@ protected:
     /// What is lost when the transport is aborted.
     virtual void drop_unsent() {}
     virtual void start_reading();
+    /// Whom to tell that no more will be written; null: nobody.
+    virtual cpython::Ref waiter_for_empty() { return cpython::Ref(); }
 
     bool can_read() const noexcept { return is_readable_ && is_started_ && is_reading() && lost_count == 0; }
     bool can_write() const noexcept { return is_writable_ && lost_count == 0; }
@@ -140,6 +145,7 @@ private:
     void begin_here();
     void call_connection_made();
     void push_connection_lost(PyObject* error);
+    void finish();
     template <typename Call>
     cpython::Ref in(PyObject* context, Call call);
 

@@ -120,6 +120,13 @@ PyObject* set_limits(PyObject* self, PyObject* args) {
     });
 }
 
+PyObject* call_connection_lost(PyObject* self, PyObject* error) {
+    return guarded<PyObject*>(nullptr, [&] {
+        transport_of(self).lose(error);
+        Py_RETURN_NONE;
+    });
+}
+
 PyObject* force_close(PyObject* self, PyObject* error) {
     return guarded<PyObject*>(nullptr, [&] {
         transport_of(self).force_close(error);
@@ -204,7 +211,7 @@ PyMethodDef methods[] = {
      PyDoc_STR("close($self, /)\n--\n\nClose once everything is sent.")},
     {"_finish_beginning", simple_method<Transport, &Transport::finish_beginning>, METH_NOARGS, nullptr},
     {"_force_close", force_close, METH_O, nullptr},
-    {"_finish", simple_method<Transport, &Transport::finish>, METH_NOARGS, nullptr},
+    {"_call_connection_lost", call_connection_lost, METH_O, nullptr},
     {"_set_limits", set_limits, METH_VARARGS, nullptr},
     {}};
 

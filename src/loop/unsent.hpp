@@ -4,10 +4,11 @@
 
 #include "cpython/api.hpp"
 
+#include <algorithm>
 #include <cstddef>
-#include <deque>
 #include <sys/uio.h>
 #include <utility>
+#include <vector>
 
 #include "cpython/error.hpp"
 #include "cpython/ref.hpp"
@@ -51,7 +52,7 @@ public:
         std::size_t size;
     };
 
-    bool is_empty() const noexcept { return pieces_.empty(); }
+    bool is_empty() const noexcept { return first_ == pieces_.size(); }
     std::size_t size() const noexcept { return size_; }
 
     /// Keeps `size` bytes at `bytes`, which are `object`'s. Throws ErrorSet.
@@ -62,17 +63,15 @@ public:
         size_ += size;
     }
 
-    const Piece& first() const noexcept { return pieces_.front(); }
+    const Piece& first() const noexcept { return pieces_[first_]; }
 
     /// Fills in at most `most` pieces for writev(2); returns how many.
     std::size_t fill(iovec* pieces, std::size_t most) const noexcept {
-        std::size_t count = 0;
-        for (const Piece& piece : pieces_) {
-            if (count == most) {
-                break;
-            }
+        const std::size_t count = std::min(most, pieces_.size() - first_);
+        for (std::size_t index = 0; index < count; ++index) {
+            const Piece& piece = pieces_[first_ + index];
             // Safety: writev(2) only reads.
-            pieces[count++] = {const_cast<char*>(piece.bytes), piece.size};
+            pieces[index] = {const_cast<char*>(piece.bytes), piece.size};
         }
         return count;
     }
@@ -80,7 +79,7 @@ public:
     void drop(std::size_t count) {
         size_ -= count;
         while (count > 0) {
-            Piece& first = pieces_.front();
+            Piece& first = pieces_[first_];
             if (count < first.size) {
                 first.bytes += count;
                 first.size -= count;
@@ -88,17 +87,31 @@ public:
             }
             count -= first.size;
             const Piece sent = std::move(first);  // what dies here dies after it has left the queue
-            pieces_.pop_front();
+            ++first_;
+            forget_sent();
         }
     }
 
     void clear() {
         size_ = 0;
-        const std::deque<Piece> dropped = std::exchange(pieces_, {});
+        first_ = 0;
+        const std::vector<Piece> dropped = std::exchange(pieces_, {});
     }
 
 private:
-    std::deque<Piece> pieces_;
+    static constexpr std::size_t kSentToKeep = 64;
+
+    /// Makes room where pieces were: what is there refers to nothing any more.
+    void forget_sent() {
+        if (is_empty() || (first_ >= kSentToKeep && first_ >= pieces_.size() / 2)) {
+            pieces_.erase(pieces_.begin(), pieces_.begin() + static_cast<std::ptrdiff_t>(first_));
+            first_ = 0;
+        }
+    }
+
+    // Not a deque: that has memory from the beginning, and most transports never keep anything.
+    std::vector<Piece> pieces_;
+    std::size_t first_ = 0;  // those before it are sent
     std::size_t size_ = 0;
 };
 
