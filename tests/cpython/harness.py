@@ -92,7 +92,8 @@ LOOP_NAMES = """
 """
 LOOP_FILES = {
     f"test_asyncio.test_{name}": File(
-        is_recent=name == "staggered", must_park=name not in ("buffered_proto", "pep492", "protocols", "transports")
+        is_recent=name == "staggered",
+        must_park=name not in ("buffered_proto", "pep492", "protocols", "runners", "transports"),
     )
     for name in LOOP_NAMES.split()
 }
