@@ -346,6 +346,26 @@ async def test_a_subclass_of_socket_has_its_own_accept_called():
     assert "accept" in calls
 
 
+@on_loop
+async def test_what_connection_lost_raises_is_reported_and_everything_is_closed():
+    made = []
+
+    class Failing(Server):
+        def connection_lost(self, error):
+            super().connection_lost(error)
+            raise LookupError("failed")
+
+    with collected_errors() as errors:
+        async with serving(lambda: Failing(made)) as (_server, address):
+            with connected_to(address):
+                await accepted(made)
+                sock = made[0].transport.get_extra_info("socket")
+            await made[0].lost()
+
+    assert [LookupError] == [type(error["exception"]) for error in errors]
+    assert -1 == sock.fileno()
+
+
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="servers know their connections from 3.13 on")
 @on_loop
 async def test_a_connection_aborted_before_it_is_made_is_made_and_then_lost():
