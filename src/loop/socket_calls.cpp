@@ -69,21 +69,21 @@ protected:
             entry.reads_in_bulk = size >= static_cast<ssize_t>(kBulk);
             return size < 0 ? Ref() : steal(PyBytes_FromStringAndSize(buffer, size));
         }
-        PyObject* bytes = nullptr;
+        Ref bytes;
         const ssize_t size = read_with(wanted, [&](int fd) {
-            Ref old = Ref::steal_or_null(std::exchange(bytes, nullptr));
-            bytes = steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(wanted))).release();
-            return call(fd, PyBytes_AS_STRING(bytes));
+            bytes = steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(wanted)));
+            return call(fd, PyBytes_AS_STRING(bytes.ptr()));
         });
         if (size < 0) {
-            Py_XDECREF(bytes);
             return Ref();
         }
         entry.reads_in_bulk = size >= static_cast<ssize_t>(kBulk);
-        if (static_cast<std::size_t>(size) != wanted) {
-            cpython::check(_PyBytes_Resize(&bytes, size));
+        if (static_cast<std::size_t>(size) == wanted) {
+            return bytes;
         }
-        return Ref::steal_or_null(bytes);
+        PyObject* shorter = bytes.release();
+        cpython::check(_PyBytes_Resize(&shorter, size));
+        return Ref::steal_or_null(shorter);
     }
 };
 

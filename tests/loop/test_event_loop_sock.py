@@ -8,6 +8,7 @@ import gc
 import inspect
 import socket
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import gossamer as gs
@@ -115,6 +116,20 @@ async def test_errors_are_those_of_the_socket():
             loop.sock_sendall(left, "text")
         with pytest.raises(BufferError):
             loop.sock_recv_into(left, b"read-only")
+
+
+@on_loop
+async def test_a_read_that_fails_keeps_no_buffer():
+    loop = asyncio.get_running_loop()
+    with socket.socket() as unconnected:
+        unconnected.setblocking(False)
+        tracemalloc.start()
+        try:
+            with pytest.raises(OSError, match="not connected"):
+                await loop.sock_recv(unconnected, 1 << 22)
+            assert tracemalloc.get_traced_memory()[0] < 1 << 21
+        finally:
+            tracemalloc.stop()
 
 
 @on_loop
