@@ -166,7 +166,7 @@ PyObject* take_bytes(PyObject*, PyObject* const* args, Py_ssize_t count) {
         if (count != 2 || !PyByteArray_Check(args[0])) {
             cpython::raise(PyExc_TypeError, "take_bytes() takes a bytearray and a number");
         }
-        const Py_ssize_t wanted = PyLong_AsSsize_t(args[1]);
+        const Py_ssize_t wanted = PyNumber_AsSsize_t(args[1], nullptr);  // a larger one means everything
         if (wanted < 0) {
             if (!PyErr_Occurred()) {
                 PyErr_SetString(PyExc_ValueError, "a number of bytes is not negative");
