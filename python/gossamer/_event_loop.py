@@ -393,6 +393,9 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
             context["source_traceback"] = handle._source_traceback
         self.call_exception_handler(context)
 
+    def _report_turn_error(self, owner: Any, error: BaseException) -> None:
+        self.call_exception_handler({"message": f"Exception in {owner!r}", "exception": error})
+
     def _trace_of_caller(self) -> Any:
         return format_helpers.extract_stack(sys._getframe(1))
 

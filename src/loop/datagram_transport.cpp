@@ -51,7 +51,8 @@ void DatagramTransport::take_turn() {
 bool DatagramTransport::receive_one() {
     SocketAddress from;
     char* buffer = loop().datagram_buffer();
-    const ssize_t size = ::recvfrom(fd(), buffer, EventLoop::kDatagramBytes, MSG_DONTWAIT, from.ptr(), &from.size);
+    const ssize_t size =
+        ::recvfrom(socket_fd(), buffer, EventLoop::kDatagramBytes, MSG_DONTWAIT, from.ptr(), &from.size);
     if (size < 0 && errno == EAGAIN) {
         is_readable_ = false;
         return false;
@@ -59,6 +60,7 @@ bool DatagramTransport::receive_one() {
     if (size < 0 && errno == EINTR) {
         return true;
     }
+    is_readable_ = size >= 0 || errno != EBADF;  // closed: it would never say anything else
     try {
         if (size < 0) {
             cpython::steal(PyErr_SetFromErrno(PyExc_OSError));
@@ -157,9 +159,9 @@ bool DatagramTransport::try_send(const char* bytes, std::size_t size, PyObject* 
     ssize_t sent = 0;
     note_sent();
     if (is_connected_) {
-        sent = ::send(fd(), bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+        sent = ::send(socket_fd(), bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL);
     } else if (const SocketAddress* address = find_address(to, parsed)) {
-        sent = ::sendto(fd(), bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL, address->ptr(), address->size);
+        sent = ::sendto(socket_fd(), bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL, address->ptr(), address->size);
     } else {
         return send_by_method(data, to);
     }

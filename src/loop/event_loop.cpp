@@ -312,7 +312,11 @@ void EventLoop::run_io() {
     for (std::size_t count = io_ready_.size(); count > 0; --count) {
         Runnable& runnable = *io_ready_.pop();
         const Ref owner = Ref::steal_or_null(runnable.owner());
-        runnable.run();
+        try {
+            runnable.run();
+        } catch (const cpython::ErrorSet&) {
+            report_turn_error(owner.ptr());
+        }
     }
 }
 
@@ -343,6 +347,15 @@ void EventLoop::report_error(PyObject* handle) {
     }
     const Ref error = Ref::steal_or_null(PyErr_GetRaisedException());
     steal(PyObject_CallMethod(object_, "_report_callback_error", "OO", handle, error.ptr()));
+}
+
+/// The same for what a transport or a server's socket raised at its turn.
+void EventLoop::report_turn_error(PyObject* owner) {
+    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) || PyErr_ExceptionMatches(PyExc_SystemExit)) {
+        throw cpython::ErrorSet{};
+    }
+    const Ref error = Ref::steal_or_null(PyErr_GetRaisedException());
+    steal(PyObject_CallMethod(object_, "_report_turn_error", "OO", owner, error.ptr()));
 }
 
 void EventLoop::close() {

@@ -149,6 +149,7 @@ private:
     void run_handle(PyObject* handle);
     void run_debugging(PyObject* handle);
     void report_error(PyObject* handle);
+    void report_turn_error(PyObject* owner);
     void wake_if_idle() noexcept;
     int arm_watch(LoopWatch& watch) noexcept;
     static void disarm_watch(LoopWatch& watch) noexcept;

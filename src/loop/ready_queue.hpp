@@ -19,7 +19,7 @@ public:
 
     PyObject* owner() const noexcept { return owner_; }
 
-    /// Does the work. Throws ErrorSet: KeyboardInterrupt or SystemExit of what it called.
+    /// Does the work. Throws ErrorSet: what ends the program, or what the loop reports.
     virtual void run() = 0;
 
 protected:

@@ -76,7 +76,7 @@ void SocketTransport::read_bytes() {
     Ref data;
     if (last_read_ < kBulk) {
         char* buffer = loop().hub()->read_buffer();
-        const ssize_t size = ::recv(fd(), buffer, sched::Hub::kReadBufferBytes, MSG_DONTWAIT);
+        const ssize_t size = ::recv(socket_fd(), buffer, sched::Hub::kReadBufferBytes, MSG_DONTWAIT);
         if (!take_read(size, sched::Hub::kReadBufferBytes)) {
             return;
         }
@@ -88,7 +88,7 @@ void SocketTransport::read_bytes() {
     } else {
         const std::size_t wanted = std::clamp(last_read_ * 2, 4 * kBulk, kLargestRead);
         PyObject* bytes = steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(wanted))).release();
-        const ssize_t size = ::recv(fd(), PyBytes_AS_STRING(bytes), wanted, MSG_DONTWAIT);
+        const ssize_t size = ::recv(socket_fd(), PyBytes_AS_STRING(bytes), wanted, MSG_DONTWAIT);
         const int error = errno;
         if (size > 0 && size != static_cast<ssize_t>(wanted)) {
             cpython::check(_PyBytes_Resize(&bytes, size));
@@ -140,7 +140,7 @@ void SocketTransport::end_stream() noexcept {
 /// What get_buffer() and buffer_updated() of a TLS connection would do.
 void SocketTransport::read_for_tls() {
     char* buffer = loop().hub()->read_buffer();
-    const ssize_t size = ::recv(fd(), buffer, sched::Hub::kReadBufferBytes, MSG_DONTWAIT);
+    const ssize_t size = ::recv(socket_fd(), buffer, sched::Hub::kReadBufferBytes, MSG_DONTWAIT);
     if (!take_read(size, sched::Hub::kReadBufferBytes)) {
         return;
     }
@@ -166,7 +166,7 @@ void SocketTransport::read_into_protocol() {
         if (lost_count > 0) {
             return;
         }
-        size = ::recv(fd(), view.bytes(), view.size(), MSG_DONTWAIT);
+        size = ::recv(socket_fd(), view.bytes(), view.size(), MSG_DONTWAIT);
         if (!take_read(size, view.size())) {
             return;
         }
@@ -205,7 +205,7 @@ void SocketTransport::reach_eof() {
 
 ssize_t SocketTransport::send(const char* bytes, std::size_t size) noexcept {
     note_sent();
-    return ::send(fd(), bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    return ::send(socket_fd(), bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 ssize_t SocketTransport::send(iovec* pieces, std::size_t count) noexcept {
@@ -213,7 +213,7 @@ ssize_t SocketTransport::send(iovec* pieces, std::size_t count) noexcept {
     message.msg_iov = pieces;
     message.msg_iovlen = count;
     note_sent();
-    return ::sendmsg(fd(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    return ::sendmsg(socket_fd(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 bool SocketTransport::drops_writes(const char* method) {

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "cpython/error.hpp"
+#include "cpython/socket_object.hpp"
 
 namespace gossamer::loop {
 
@@ -125,15 +126,20 @@ void Transport::queue_if_useful() {
 
 void Transport::run() {
     is_queued_ = false;
-    if (stage_ != Stage::kOpen) {
-        begin_here();
-    } else if (lost_count == 0) {
-        in(context_.ptr(), [&] {
-            return cpython::guarded<PyObject*>(nullptr, [&] {
-                take_turn();
-                return Py_NewRef(Py_None);
+    try {
+        if (stage_ != Stage::kOpen) {
+            begin_here();
+        } else if (lost_count == 0) {
+            in(context_.ptr(), [&] {
+                return cpython::guarded<PyObject*>(nullptr, [&] {
+                    take_turn();
+                    return Py_NewRef(Py_None);
+                });
             });
-        });
+        }
+    } catch (const cpython::ErrorSet&) {
+        queue_if_useful();  // the rest, should the program go on
+        throw;
     }
     queue_if_useful();
 }
@@ -173,6 +179,15 @@ void Transport::warn_of_lost_write() {
         steal(PyObject_CallMethod(owner(), "_warn_of_lost_write", nullptr));
     }
     lost_count += lost_count > 0 ? 1 : 0;  // it also says that connection_lost is on its way
+}
+
+int Transport::socket_fd() const noexcept {
+    PyObject* socket = file_.ptr();
+    if (socket == nullptr) {
+        return -1;
+    }
+    const bool is_socket = PyObject_TypeCheck(socket, reinterpret_cast<PyTypeObject*>(parts().socket_type));
+    return !is_socket || cpython::words_of_socket(socket).fd == fd() ? fd() : -1;
 }
 
 // ---- flow control ----

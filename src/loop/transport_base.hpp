@@ -58,6 +58,9 @@ public:
     virtual std::size_t unsent_bytes() const noexcept { return 0; }
     void set_limits(std::size_t high, std::size_t low);
 
+    /// It dies: nobody finds it in its loop any more.
+    void hide() noexcept { loop().remove_transport(fd(), owner()); }
+
     virtual int traverse(visitproc visit, void* arg);
     virtual void clear();
 
@@ -94,6 +97,9 @@ protected:
     virtual void start_reading();
     /// Whom to tell that no more will be written; null: nobody.
     virtual cpython::Ref waiter_for_empty() { return cpython::Ref(); }
+
+    /// The descriptor of a socket; -1 once its user has closed it: the number may be another's by now.
+    int socket_fd() const noexcept;
 
     bool can_read() const noexcept { return is_readable_ && is_started_ && is_reading() && lost_count == 0; }
     bool can_write() const noexcept { return is_writable_ && lost_count == 0; }

@@ -182,6 +182,7 @@ int transport_traverse(PyObject* self, visitproc visit, void* arg) {
 int transport_clear(PyObject* self) {
     Py_CLEAR(extra_field(self));
     if (TransportStorage& storage = storage_of(self)) {
+        storage->hide();
         storage->clear();
     }
     return 0;

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from gossamer._event_loop import SocketTransport
 from loops import forget, on_loop, run_on_thread, socket_pair
 from protocols import Recorder
 
@@ -522,3 +523,103 @@ def test_a_transport_may_outlive_its_loop():
 
         assert "closed" in repr(transports[0])
         forget(transports)
+
+
+@on_loop
+async def test_what_a_protocol_raises_when_the_last_bytes_are_sent_is_reported():
+    loop = asyncio.get_running_loop()
+    contexts = []
+    loop.set_exception_handler(lambda _loop, context: contexts.append(context))
+
+    class Raising(Recorder):
+        def connection_lost(self, error):
+            super().connection_lost(error)
+            raise ValueError("lost")
+
+    async with connected(Raising) as (transport, protocol, right):
+        transport.write(bytes(3_000_000))
+        transport.close()
+        while await loop.sock_recv(right, 1 << 20):
+            pass
+
+        assert [("lost", None)] == [call for call in protocol.calls if call[0] == "lost"]
+        assert ["lost"] == [str(context["exception"]) for context in contexts]
+
+
+@on_loop
+async def test_a_number_that_its_socket_has_no_more_is_not_used():
+    loop = asyncio.get_running_loop()
+    with socket_pair() as (left, right):
+        transport, protocol = await loop.create_connection(Recorder, sock=left)
+        number = left.detach()
+        with socket.socket(fileno=number):  # as another file may have it, once it was closed
+            transport.write(b"for nobody")
+
+            with pytest.raises(BlockingIOError):
+                right.recv(100)
+            await protocol.lost()
+        assert isinstance(protocol.calls[-1][1], OSError)
+
+
+@on_loop
+async def test_the_end_has_the_context_of_the_protocol():
+    variable = contextvars.ContextVar("variable", default="of nobody")
+    contexts = []
+
+    class Noting(Recorder):
+        def resume_writing(self):
+            contexts.append(variable.get())
+
+        def connection_lost(self, error):
+            contexts.append(variable.get())
+            super().connection_lost(error)
+
+    async def connect(left):
+        variable.set("of the connection")
+        return await asyncio.get_running_loop().create_connection(Noting, sock=left)
+
+    with socket_pair() as (left, right):
+        transport, protocol = await asyncio.create_task(connect(left))
+        transport.write(bytes(3_000_000))
+        while transport.get_write_buffer_size():
+            await asyncio.get_running_loop().sock_recv(right, 1 << 20)
+        right.shutdown(socket.SHUT_WR)
+        await protocol.lost()
+
+        assert ["of the connection"] * 2 == contexts
+
+
+@on_loop
+async def test_a_transport_that_dies_is_not_found_any_more():
+    loop = asyncio.get_running_loop()
+    found = []
+
+    class Looking(Recorder):
+        def __del__(self):
+            found.append(loop._transports.get(number))
+
+    with socket_pair() as (left, _right):
+        number = left.fileno()
+        ends = list(await loop.create_connection(Looking, sock=left))
+        ends[0].pause_reading()
+        ends[1].transport = None
+        with pytest.warns(ResourceWarning, match="unclosed transport"):
+            forget(ends)
+
+    assert [None] == found
+
+
+def test_transports_may_die_after_their_class():
+    def leave_garbage():
+        class Own(SocketTransport):
+            pass
+
+        for _ in range(2):
+            transport = Own.__new__(Own)
+            transport.own = transport
+        return weakref.ref(Own)
+
+    reference = leave_garbage()
+    gc.collect()
+
+    assert reference() is None
