@@ -95,6 +95,7 @@ int traverse_parts(Parts* parts, visitproc visit, void* arg) {
         Py_VISIT(parts->streams.stream_type);
         Py_VISIT(parts->streams.protocol_type);
         Py_VISIT(parts->streams.reader_type);
+        Py_VISIT(parts->streams.done);
         Py_VISIT(parts->streams.read);
         Py_VISIT(parts->streams.drain_helper);
         Py_VISIT(parts->streams.doubled);

@@ -53,14 +53,22 @@ PySendResult done_send(PyObject*, PyObject*, PyObject** result) {
     return PYGEN_RETURN;
 }
 
-PyType_Slot done_slots[] = {{Py_tp_iter, reinterpret_cast<void*>(done_itself)},
+int done_traverse(PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    return 0;
+}
+
+PyType_Slot done_slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(done_traverse)},
+                            {Py_tp_iter, reinterpret_cast<void*>(done_itself)},
                             {Py_tp_iternext, reinterpret_cast<void*>(done_next)},
                             {Py_am_await, reinterpret_cast<void*>(done_itself)},
                             {Py_am_send, reinterpret_cast<void*>(done_send)},
                             {0, nullptr}};
 
 PyType_Spec done_spec = {"gossamer._core.Done", sizeof(PyObject), 0,
-                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION, done_slots};
+                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+                             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                         done_slots};
 
 // ---- the object ----
 

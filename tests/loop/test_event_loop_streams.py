@@ -3,6 +3,7 @@
 
 import asyncio
 import functools
+import gc
 import inspect
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -11,6 +12,7 @@ from typing import Any
 
 import gossamer as gs
 import pytest
+from gossamer import _core
 from loops import on_loop, run_on_thread, run_virtually, socket_pair
 
 LIMIT = 1000
@@ -256,3 +258,10 @@ def test_a_loop_in_debug_mode_has_asyncios_own():
 
     with asyncio.Runner(debug=True, loop_factory=gs.new_event_loop) as runner:
         runner.run(main())
+
+
+def test_the_garbage_collector_sees_what_is_shared():
+    """Otherwise the extension stays behind when an interpreter ends."""
+    shared = [thing for thing in gc.get_referents(_core) if type(thing).__name__ == "Done"]
+
+    assert [type(thing) for thing in shared] == [gc.get_referents(thing)[0] for thing in shared] != []
