@@ -29,8 +29,12 @@ def measure(bench: Bench) -> list[Result]:
         _echo(bench, "streams", 0.8),
         _echo(bench, "sock", 0.6),
         _echo(bench, "tls", 0.9),
-        _by_load(bench, Result("loop_connections", "accept, echo 64 B, close / uvloop", "ratio", 1.05), "protocol", "anew"),
-        _by_load(bench, Result("loop_datagrams", "datagram echo, 64 B / uvloop", "ratio", 0.9), "datagrams", "datagrams"),
+        _by_load(
+            bench, Result("loop_connections", "accept, echo 64 B, close / uvloop", "ratio", 1.05), "protocol", "anew"
+        ),
+        _by_load(
+            bench, Result("loop_datagrams", "datagram echo, 64 B / uvloop", "ratio", 0.9), "datagrams", "datagrams"
+        ),
         _handshakes(bench),
     ]
 

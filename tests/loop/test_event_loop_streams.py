@@ -64,10 +64,10 @@ async def test_read_returns_what_is_there_and_the_rest_later():
 @on_every_loop
 async def test_read_takes_any_number():
     class Three:
-        __index__ = int(3).__index__
-        __eq__ = int(3).__eq__
-        __lt__ = int(3).__lt__
-        __le__ = int(3).__le__
+        __index__ = (3).__index__
+        __eq__ = (3).__eq__
+        __lt__ = (3).__lt__
+        __le__ = (3).__le__
 
     async with connected() as (reader, _writer, right):
         right.send(b"abcde")
