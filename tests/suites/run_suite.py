@@ -196,7 +196,7 @@ class Options:
     python: str = sys.executable
     sources: Path = HERE.parents[1] / "build" / "suites"
     logs: Path | None = None
-    timeout: float = 600
+    timeout: float = 1200
     fresh: bool = False
     plain_only: bool = False
     list_all: bool = False
