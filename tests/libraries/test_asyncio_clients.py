@@ -260,6 +260,9 @@ async def main():
         for task in tasks:
             task.cancel()
         ends = {type(end).__name__ for end in await asyncio.gather(*tasks, return_exceptions=True)}
+        async def none_waits():  # for all that the server knows
+            return plain.info("clients")["blocked_clients"] == 0
+        await wait_until(none_waits)
         plain.rpush("nothing", *range(count))
         answers = await asyncio.gather(*(client.echo(str(index)) for index in range(count)))
         left = plain.llen("nothing")

@@ -9,6 +9,7 @@ import functools
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import gossamer as gs
 import pytest
@@ -49,6 +50,16 @@ else:
     RUNS = [on_our_loop, on_our_loop_inside, on_a_stock_loop_inside, on_our_loop_in_a_virtual_thread]
 
 everywhere = pytest.mark.parametrize("run", RUNS)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_stays():
+    """asgiref keeps one for good, which could wake anybody: nothing would be a deadlock any more."""
+    yield
+    if "asgiref.sync" in sys.modules:
+        kept = sys.modules["asgiref.sync"].SyncToAsync
+        kept.single_thread_executor.shutdown()
+        kept.single_thread_executor = ThreadPoolExecutor(max_workers=1)
 
 
 def run_virtually(main):
@@ -128,9 +139,9 @@ async def test_asgiref_comes_back_to_the_loop_of_its_caller():
 async def test_asgiref_keeps_thread_sensitive_functions_of_a_context_apart():
     sync = pytest.importorskip("asgiref.sync")
 
+    outside = await sync.sync_to_async(threading.get_ident)()  # of a thread that stays
     async with sync.ThreadSensitiveContext():
         inside = await sync.sync_to_async(threading.get_ident)()
-    outside = await sync.sync_to_async(threading.get_ident)()
 
     assert inside != outside
 
