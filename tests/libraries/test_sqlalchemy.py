@@ -45,35 +45,30 @@ report(right=asyncio.run(main()) == list(reversed(range(count))))
 
 
 def test_plain_and_asyncio_engine_beside_each_other(run_program, postgres_server):
-    """No query ends before the last one of both kinds has begun: each waits until the server counts them all."""
+    """No query ends before the last one of both kinds has begun: all wait for a lock that is released when they do."""
     pytest.importorskip("psycopg", reason="psycopg finds no libpq", exc_type=ImportError)
 
     facts = run_program(
         """
-import asyncio
+import asyncio, time
 os.environ["PSYCOPG_IMPL"] = "python"
 import sqlalchemy
 from sqlalchemy.ext.asyncio import create_async_engine
 
 port, count = sys.argv[1], int(sys.argv[2])
-limits = dict(pool_size=count, max_overflow=0)
+limits = dict(pool_size=count + 1, max_overflow=0)
 engine = sqlalchemy.create_engine(f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres", **limits)
-begin = sqlalchemy.text("SELECT pg_advisory_lock_shared(1)")
-is_full = sqlalchemy.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 1")
-echo = sqlalchemy.text("SELECT CAST(:number AS int) + 0 * length(CAST(pg_sleep(0.001) AS text))")
+wait = sqlalchemy.text("SELECT pg_advisory_lock_shared(1)")
+echo = sqlalchemy.text("SELECT CAST(:number AS int)")
 
 def query(number):
     with engine.connect() as connection:
-        connection.execute(begin)
-        while connection.execute(is_full).scalar() < 2 * count:
-            connection.execute(echo, {"number": 0})
+        connection.execute(wait)
         return connection.execute(echo, {"number": number}).scalar()
 
 async def query_async(engine, number):
     async with engine.connect() as connection:
-        await connection.execute(begin)
-        while (await connection.execute(is_full)).scalar() < 2 * count:
-            await connection.execute(echo, {"number": 0})
+        await connection.execute(wait)
         return (await connection.execute(echo, {"number": number})).scalar()
 
 async def main():
@@ -82,11 +77,24 @@ async def main():
     await engine.dispose()
     return answers
 
+def open_gate(gate):
+    waiting = sqlalchemy.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    while gate.execute(waiting).scalar() < 2 * count:
+        time.sleep(0.01)
+    gate.execute(sqlalchemy.text("SELECT pg_advisory_unlock(1)"))
+
 async_answers = []
-runner = threading.Thread(target=lambda: async_answers.extend(asyncio.run(main())))
-runner.start()
-answers = at_once(count, query)
-runner.join()
+with engine.connect() as gate:
+    gate.execute(sqlalchemy.text("SELECT pg_advisory_lock(1)"))
+    others = [
+        threading.Thread(target=open_gate, args=(gate,)),
+        threading.Thread(target=lambda: async_answers.extend(asyncio.run(main()))),
+    ]
+    for other in others:
+        other.start()
+    answers = at_once(count, query)
+    for other in others:
+        other.join()
 engine.dispose()
 report(plain=answers == list(range(count)), asyncio=async_answers == list(range(count)))
 """,
