@@ -5,6 +5,7 @@ import asyncio
 import contextvars
 import gc
 import socket
+import sysconfig
 import tempfile
 import weakref
 from collections.abc import AsyncIterator
@@ -609,6 +610,9 @@ async def test_a_transport_that_dies_is_not_found_any_more():
     assert [None] == found
 
 
+@pytest.mark.skipif(
+    bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="a class lives for ever there, once a thread was started"
+)
 def test_transports_may_die_after_their_class():
     def leave_garbage():
         class Own(SocketTransport):
