@@ -152,7 +152,7 @@ void wake_waiter(const Parts& parts, PyObject* reader) {
     }
     const Ref error = Ref::steal_or_null(PyErr_GetRaisedException());
     const Ref is_done = steal(PyObject_CallMethodNoArgs(waiter.ptr(), parts.done_name));
-    if (is_done.ptr() != Py_True) {  // cancelled, say: nobody is to be told
+    if (is_done.ptr() != Py_True) {  // else it was cancelled, say, and nobody is to be told
         PyErr_SetRaisedException(Py_NewRef(error.ptr()));
         throw cpython::ErrorSet{};
     }
