@@ -185,7 +185,8 @@ int main(int count, char** arguments) {
         ++arguments;
     }
     if (count < 6) {
-        std::fputs("usage: echo_load [anew | datagrams] CONNECTIONS BYTES SLICES SLICE_MILLISECONDS PORT:PID...\n", stderr);
+        std::fputs("usage: echo_load [anew | datagrams] CONNECTIONS BYTES SLICES SLICE_MILLISECONDS PORT:PID...\n",
+                   stderr);
         return 2;
     }
     const int connections = std::atoi(arguments[1]);

@@ -58,17 +58,14 @@ int done_traverse(PyObject* self, visitproc visit, void* arg) {
     return 0;
 }
 
-PyType_Slot done_slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(done_traverse)},
-                            {Py_tp_iter, reinterpret_cast<void*>(done_itself)},
-                            {Py_tp_iternext, reinterpret_cast<void*>(done_next)},
-                            {Py_am_await, reinterpret_cast<void*>(done_itself)},
-                            {Py_am_send, reinterpret_cast<void*>(done_send)},
-                            {0, nullptr}};
+PyType_Slot done_slots[] = {
+    {Py_tp_traverse, reinterpret_cast<void*>(done_traverse)}, {Py_tp_iter, reinterpret_cast<void*>(done_itself)},
+    {Py_tp_iternext, reinterpret_cast<void*>(done_next)},     {Py_am_await, reinterpret_cast<void*>(done_itself)},
+    {Py_am_send, reinterpret_cast<void*>(done_send)},         {0, nullptr}};
 
-PyType_Spec done_spec = {"gossamer._core.Done", sizeof(PyObject), 0,
-                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
-                             Py_TPFLAGS_DISALLOW_INSTANTIATION,
-                         done_slots};
+PyType_Spec done_spec = {
+    "gossamer._core.Done", sizeof(PyObject), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION, done_slots};
 
 // ---- the object ----
 
