@@ -23,13 +23,11 @@
 #include "interpose/python/thread_parts.hpp"
 #include "loop/await.hpp"
 #include "loop/coroutine_slots.hpp"
-#include "loop/future_wait.hpp"
 #include "loop/greenlet_type.hpp"
 #include "loop/parked_steps.hpp"
 #include "loop/running_loop.hpp"
 #include "loop/steps.hpp"
 #include "loop/parts.hpp"
-#include "loop/stream.hpp"
 #include "loop/tls_transport.hpp"
 #include "sched/scope.hpp"
 #include "sched/task.hpp"
@@ -636,8 +634,6 @@ PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"end_by_interrupt", end_by_interrupt, METH_NOARGS, nullptr},
                            {"adopt_transports", _PyCFunction_CAST(loop::adopt_transports), METH_FASTCALL, nullptr},
                            {"adopt_asyncio", _PyCFunction_CAST(loop::adopt_asyncio), METH_FASTCALL, nullptr},
-                           {"wait_until_done", loop::wait_until_done, METH_O, nullptr},
-                           {"take_bytes", _PyCFunction_CAST(loop::take_bytes), METH_FASTCALL, nullptr},
                            {"adopt_tls", _PyCFunction_CAST(loop::adopt_tls), METH_FASTCALL, nullptr},
                            {"register_fork_hooks", register_fork_hooks, METH_NOARGS, nullptr},
                            {}};

@@ -24,7 +24,7 @@ from contextvars import Context
 from types import FrameType
 from typing import Any, cast
 
-from gossamer import _core, _run, _streams
+from gossamer import _core, _run
 from gossamer._blocking import blocking_in_tasks
 
 # Of these, names are used that are asyncio's own, and that type checkers do not know.
@@ -41,7 +41,6 @@ _core.adopt_asyncio(
     socket.socket,
     asyncio.StreamReaderProtocol,
     asyncio.StreamReader,
-    _streams.read,
 )
 
 from gossamer._transports import (  # noqa: E402 - stands on what was just adopted

@@ -35,6 +35,7 @@
 #include <internal/pycore_critical_section.h>
 #endif
 #endif
+#include <internal/pycore_dict.h>
 #include <internal/pycore_frame.h>
 #include <internal/pycore_genobject.h>
 #include <internal/pycore_interp.h>

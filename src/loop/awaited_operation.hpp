@@ -5,7 +5,7 @@
 //     Ref advance(Ref& waits_for)    the result, or null and the future to wait for; throws ErrorSet
 //     void end() noexcept            nobody awaits any more; may be called again
 //     OperationState state() const noexcept
-//     const char* name() const noexcept
+//     const char* name() const noexcept    of the function, with its class's
 //     int traverse(visitproc, void*)
 #pragma once
 
@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <new>
+#include <string_view>
 #include <utility>
 
 #include "core/assert.hpp"
@@ -35,7 +36,7 @@ public:
                                         {"close", close_method, METH_NOARGS, nullptr},
                                         {}};
         static PyGetSetDef properties[] = {{"__name__", get_name, nullptr, nullptr, nullptr},
-                                           {"__qualname__", get_name, nullptr, nullptr, nullptr},
+                                           {"__qualname__", get_qualified_name, nullptr, nullptr, nullptr},
                                            {}};
         PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(dealloc)},
                                {Py_tp_finalize, reinterpret_cast<void*>(finalize)},
@@ -155,7 +156,14 @@ private:
         Py_RETURN_NONE;
     }
 
-    static PyObject* get_name(PyObject* self, void*) { return PyUnicode_FromString(operation_of(self).name()); }
+    static PyObject* get_name(PyObject* self, void*) {
+        const std::string_view qualified = operation_of(self).name();
+        return PyUnicode_FromString(qualified.data() + (qualified.rfind('.') + 1));
+    }
+
+    static PyObject* get_qualified_name(PyObject* self, void*) {
+        return PyUnicode_FromString(operation_of(self).name());
+    }
 
     static void finalize(PyObject* self) {
         if (operation_of(self).state() != OperationState::kNew) {

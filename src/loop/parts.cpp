@@ -12,6 +12,7 @@
 #include "loop/pipe_transport.hpp"
 #include "loop/socket_operation.hpp"
 #include "loop/stream.hpp"
+#include "loop/stream_read.hpp"
 #include "loop/transport.hpp"
 
 namespace gossamer::loop {
@@ -78,7 +79,7 @@ void create_parts(PyObject* module) {
     parts->acceptor_type = create_acceptor_type(module);
     parts->cancelled_name = steal(PyUnicode_InternFromString("cancelled")).release();
     parts->result_name = steal(PyUnicode_InternFromString("result")).release();
-    parts->future_wait_type = create_future_wait_type(module);
+    parts->streams.read_type = create_stream_read_type(module);
     parts->socket_operation_type = create_socket_operation_type(module);
     parts->event_loop_type = create_event_loop_type(module);
     cpython::check(PyModule_AddObjectRef(module, "EventLoopBase", reinterpret_cast<PyObject*>(parts->event_loop_type)));
@@ -108,7 +109,7 @@ int traverse_parts(Parts* parts, visitproc visit, void* arg) {
         Py_VISIT(parts->tls.syscall_error);
         Py_VISIT(parts->thread_safe_handle);
         Py_VISIT(reinterpret_cast<PyObject*>(parts->socket_operation_type));
-        Py_VISIT(reinterpret_cast<PyObject*>(parts->future_wait_type));
+        Py_VISIT(reinterpret_cast<PyObject*>(parts->streams.read_type));
         Py_VISIT(parts->socket_type);
         Py_VISIT(parts->selector_loop_type);
         Py_VISIT(reinterpret_cast<PyObject*>(parts->future_type));
@@ -151,7 +152,7 @@ void clear_parts(Parts* parts) noexcept {
         Py_CLEAR(parts->set_result_name);
         Py_CLEAR(parts->result_name);
         Py_CLEAR(parts->cancelled_name);
-        Py_CLEAR(parts->future_wait_type);
+        Py_CLEAR(parts->streams.read_type);
     }
 }
 
@@ -159,8 +160,8 @@ void free_parts(Parts* parts) noexcept { delete parts; }
 
 PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t count) {
     return guarded<PyObject*>(nullptr, [&] {
-        if (count != 11) {
-            cpython::raise(PyExc_TypeError, "adopt_asyncio() takes ten classes and a function");
+        if (count != 10) {
+            cpython::raise(PyExc_TypeError, "adopt_asyncio() takes ten classes");
         }
         Parts& parts = *cpython::state_of_module(module).loop_parts;
         if (parts.asyncio_handle == nullptr) {
@@ -172,7 +173,7 @@ PyObject* adopt_asyncio(PyObject* module, PyObject* const* args, Py_ssize_t coun
             parts.future_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(args[2]));
             parts.future_blocking = future_blocking_of(parts);
             parts.buffered_protocol = Py_NewRef(args[4]);
-            adopt_streams(module, parts, args[8], args[9], args[10]);
+            adopt_streams(module, parts, args[8], args[9]);
             parts.selector_loop_type = Py_NewRef(args[6]);
             parts.socket_type = Py_NewRef(args[7]);
             parts.io_refs_offset = offset_of_slot(args[7], "_io_refs");

@@ -9,6 +9,7 @@
 
 #include <vector>
 
+#include "cpython/instance_field.hpp"
 #include "cpython/module_state.hpp"
 #include "cpython/ref.hpp"
 
@@ -27,32 +28,47 @@ struct HandleFields {
     Py_ssize_t when = 0;
 };
 
+/// Of a StreamReader; known once there is one.
+struct StreamFields {
+    cpython::InstanceField buffer;
+    cpython::InstanceField eof;
+    cpython::InstanceField exception;
+    cpython::InstanceField waiter;
+    cpython::InstanceField transport;
+    cpython::InstanceField paused;
+};
+
 /// asyncio's streams, whose hot functions have a double in C++ (stream.hpp). Owned.
 struct StreamParts {
     PyObject* stream_type = nullptr;
     PyObject* protocol_type = nullptr;
     PyObject* reader_type = nullptr;
     PyObject* done = nullptr;  // an awaitable that is over
-    PyObject* read = nullptr;  // gossamer._streams.read
+    PyObject* read = nullptr;  // of StreamReader
     PyObject* drain_helper = nullptr;
     PyObject* doubled = nullptr;  // ((class, name, function), ...): what must be as asyncio has it
     // interned names
     PyObject* reader_reference_name = nullptr;  // "_stream_reader_wr"
     PyObject* read_name = nullptr;
     PyObject* create_future_name = nullptr;
-    PyObject* our_create_future_name = nullptr;  // "_gossamer_create_future"
-    PyObject* drain_name = nullptr;              // "_drain_helper"
+    PyObject* drain_name = nullptr;  // "_drain_helper"
     PyObject* buffer_name = nullptr;
     PyObject* waiter_name = nullptr;
     PyObject* transport_name = nullptr;
     PyObject* paused_name = nullptr;
     PyObject* limit_name = nullptr;
+    PyObject* eof_name = nullptr;
+    PyObject* exception_name = nullptr;
+
+    PyTypeObject* read_type = nullptr;  // of what read() returns
+    StreamFields fields;
 
     template <typename Visit>
     void for_each(Visit visit) {
-        for (PyObject** place : {&stream_type, &protocol_type, &reader_type, &done, &read, &drain_helper, &doubled,
-                                 &reader_reference_name, &read_name, &create_future_name, &our_create_future_name,
-                                 &drain_name, &buffer_name, &waiter_name, &transport_name, &paused_name, &limit_name}) {
+        for (PyObject** place :
+             {&stream_type, &protocol_type, &reader_type, &done, &read, &drain_helper, &doubled, &reader_reference_name,
+              &read_name, &create_future_name, &drain_name, &buffer_name, &waiter_name, &transport_name, &paused_name,
+              &limit_name, &eof_name, &exception_name}) {
             visit(*place);
         }
     }
@@ -124,7 +140,6 @@ struct Parts {
     PyTypeObject* socket_transport_type = nullptr;
     PyTypeObject* socket_operation_type = nullptr;
     PyTypeObject* acceptor_type = nullptr;
-    PyTypeObject* future_wait_type = nullptr;
     PyObject* socket_type = nullptr;         // socket.socket
     PyObject* selector_loop_type = nullptr;  // asyncio.SelectorEventLoop
     PyTypeObject* future_type = nullptr;

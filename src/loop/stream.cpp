@@ -3,11 +3,13 @@
 
 #include "loop/stream.hpp"
 
-#include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <utility>
 
 #include "cpython/error.hpp"
+#include "loop/event_loop.hpp"
+#include "loop/stream_read.hpp"
 
 namespace gossamer::loop {
 
@@ -17,9 +19,12 @@ using cpython::steal;
 
 namespace {
 
+/// Also what `reader.read` is: it looks like the bound method that it stands for.
 struct StreamObject {
     PyObject ob_base;
+    vectorcallfunc call;
     const Parts* parts;
+    PyObject* loop;
     PyObject* reader;
     PyObject* protocol;
     Py_ssize_t limit;
@@ -29,6 +34,9 @@ struct StreamObject {
 StreamObject& stream_of(PyObject* self) noexcept { return *reinterpret_cast<StreamObject*>(self); }
 
 Ref attribute(PyObject* object, PyObject* name) { return steal(PyObject_GetAttr(object, name)); }
+
+/// The reader's `read` as asyncio has it.
+Ref own_read(const StreamObject& stream) { return steal(PyMethod_New(stream.parts->streams.read, stream.reader)); }
 
 /// FlowControlMixin._drain_helper
 PyObject* drain_helper(PyObject* self, PyObject*) {
@@ -69,8 +77,33 @@ PyType_Spec done_spec = {
 
 // ---- the object ----
 
+/// read(n=-1)
+PyObject* stream_call(PyObject* self, PyObject* const* args, std::size_t flagged_count, PyObject* names) {
+    return guarded<PyObject*>(nullptr, [&] {
+        const StreamObject& stream = stream_of(self);
+        if (PyVectorcall_NARGS(flagged_count) == 1 && names == nullptr && PyLong_CheckExact(args[0])) {
+            int overflow = 0;
+            const Py_ssize_t size = PyLong_AsLongAndOverflow(args[0], &overflow);
+            if (size > 0) {
+                return read_stream(*stream.parts, stream.loop, stream.reader, size);
+            }
+        }
+        const Ref read = own_read(stream);
+        return PyObject_Vectorcall(read.ptr(), args, flagged_count, names);
+    });
+}
+
+PyObject* stream_attribute(PyObject* self, PyObject* name) {
+    return guarded<PyObject*>(nullptr, [&] { return attribute(own_read(stream_of(self)).ptr(), name).release(); });
+}
+
+PyObject* stream_repr(PyObject* self) {
+    return guarded<PyObject*>(nullptr, [&] { return PyObject_Repr(own_read(stream_of(self)).ptr()); });
+}
+
 int stream_traverse(PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(Py_TYPE(self));
+    Py_VISIT(stream_of(self).loop);
     Py_VISIT(stream_of(self).reader);
     Py_VISIT(stream_of(self).protocol);
     return 0;
@@ -81,23 +114,49 @@ void stream_dealloc(PyObject* self) {
     PyObject_GC_UnTrack(self);
     StreamObject& stream = stream_of(self);
     // No tp_clear: the dictionaries of the two break every cycle.
+    Py_CLEAR(stream.loop);
     Py_CLEAR(stream.reader);
     Py_CLEAR(stream.protocol);
     PyObject_GC_Del(self);
     Py_DECREF(type);
 }
 
+PyMemberDef stream_members[] = {
+    {"__vectorcalloffset__", Py_T_PYSSIZET, offsetof(StreamObject, call), Py_READONLY, nullptr}, {}};
+
 PyType_Slot stream_slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(stream_dealloc)},
                               {Py_tp_traverse, reinterpret_cast<void*>(stream_traverse)},
+                              {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
+                              {Py_tp_getattro, reinterpret_cast<void*>(stream_attribute)},
+                              {Py_tp_repr, reinterpret_cast<void*>(stream_repr)},
+                              {Py_tp_members, stream_members},
                               {0, nullptr}};
 
-PyType_Spec stream_spec = {
-    "gossamer._core.Stream", sizeof(StreamObject), 0,
-    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    stream_slots};
+PyType_Spec stream_spec = {"gossamer._core.Stream", sizeof(StreamObject), 0,
+                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
+                               Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                           stream_slots};
 
 bool is_exactly(PyObject* object, PyObject* type) noexcept {
     return Py_IS_TYPE(object, reinterpret_cast<PyTypeObject*>(type));
+}
+
+StreamFields fields_of(const StreamParts& streams) noexcept {
+    const auto field = [&streams](PyObject* name) {
+        return cpython::InstanceField(reinterpret_cast<PyTypeObject*>(streams.reader_type), name);
+    };
+    return {.buffer = field(streams.buffer_name),
+            .eof = field(streams.eof_name),
+            .exception = field(streams.exception_name),
+            .waiter = field(streams.waiter_name),
+            .transport = field(streams.transport_name),
+            .paused = field(streams.paused_name)};
+}
+
+/// Whether the loop makes futures as its class does.
+bool makes_own_futures(const StreamParts& streams, PyObject* loop) {
+    const Ref create_future = attribute(loop, streams.create_future_name);
+    return PyCFunction_Check(create_future.ptr()) && PyCFunction_GET_SELF(create_future.ptr()) == loop;
 }
 
 /// Whether the classes are as asyncio has them.
@@ -113,13 +172,10 @@ bool are_unpatched(const StreamParts& streams) noexcept {
 }
 
 /// Sets what asyncio's objects have from their classes, as attributes of their own.
-void bind(const StreamParts& streams, PyObject* loop, PyObject* stream) {
+void bind(const StreamParts& streams, PyObject* stream) {
     const StreamObject& self = stream_of(stream);
-    const Ref read = steal(PyMethod_New(streams.read, self.reader));
-    const Ref create_future = attribute(loop, streams.create_future_name);
     const Ref drain = steal(PyCFunction_New(&drain_method, stream));
-    cpython::check(PyObject_SetAttr(self.reader, streams.read_name, read.ptr()));
-    cpython::check(PyObject_SetAttr(self.reader, streams.our_create_future_name, create_future.ptr()));
+    cpython::check(PyObject_SetAttr(self.reader, streams.read_name, stream));
     cpython::check(PyObject_SetAttr(self.protocol, streams.drain_name, drain.ptr()));
 }
 
@@ -127,7 +183,7 @@ void bind(const StreamParts& streams, PyObject* loop, PyObject* stream) {
 void unbind(const StreamParts& streams, PyObject* stream) {
     const StreamObject& self = stream_of(stream);
     const Ref read = attribute(self.reader, streams.read_name);
-    if (PyMethod_Check(read.ptr()) && PyMethod_GET_FUNCTION(read.ptr()) == streams.read) {
+    if (read.ptr() == stream) {
         cpython::check(PyObject_DelAttr(self.reader, streams.read_name));
     }
     const Ref drain = attribute(self.protocol, streams.drain_name);
@@ -138,12 +194,12 @@ void unbind(const StreamParts& streams, PyObject* stream) {
 
 /// StreamReader._wakeup_waiter
 void wake_waiter(const Parts& parts, PyObject* reader) {
-    const StreamParts& streams = parts.streams;
-    const Ref waiter = attribute(reader, streams.waiter_name);
+    const StreamFields& fields = parts.streams.fields;
+    const Ref waiter = fields.waiter.get(reader);
     if (waiter.ptr() == Py_None) {
         return;
     }
-    cpython::check(PyObject_SetAttr(reader, streams.waiter_name, Py_None));
+    fields.waiter.set(reader, Py_None);
     if (Ref::steal_or_null(PyObject_CallMethodOneArg(waiter.ptr(), parts.set_result_name, Py_None))) {
         return;
     }
@@ -156,41 +212,21 @@ void wake_waiter(const Parts& parts, PyObject* reader) {
 }
 
 /// The end of StreamReader.feed_data: a reader that has twice its limit has its transport pause.
-void pause_if_full(const StreamParts& streams, PyObject* reader) {
-    const Ref transport = attribute(reader, streams.transport_name);
-    if (transport.ptr() != Py_None && attribute(reader, streams.paused_name).ptr() == Py_False) {
+void pause_if_full(const StreamFields& fields, PyObject* reader) {
+    const Ref transport = fields.transport.get(reader);
+    if (transport.ptr() != Py_None && fields.paused.get(reader).ptr() == Py_False) {
         steal(PyObject_CallMethod(transport.ptr(), "pause_reading", nullptr));
-        cpython::check(PyObject_SetAttr(reader, streams.paused_name, Py_True));
+        fields.paused.set(reader, Py_True);
     }
 }
 
 }  // namespace
 
-PyObject* take_bytes(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    return guarded<PyObject*>(nullptr, [&] {
-        if (count != 2 || !PyByteArray_Check(args[0])) {
-            cpython::raise(PyExc_TypeError, "take_bytes() takes a bytearray and a number");
-        }
-        const Py_ssize_t wanted = PyNumber_AsSsize_t(args[1], nullptr);  // a larger one means everything
-        if (wanted < 0) {
-            if (!PyErr_Occurred()) {
-                PyErr_SetString(PyExc_ValueError, "a number of bytes is not negative");
-            }
-            throw cpython::ErrorSet{};
-        }
-        const Py_ssize_t size = PyByteArray_GET_SIZE(args[0]);
-        Ref bytes = steal(PyBytes_FromStringAndSize(PyByteArray_AS_STRING(args[0]), std::min(size, wanted)));
-        cpython::check(wanted < size ? PySequence_DelSlice(args[0], 0, wanted) : PyByteArray_Resize(args[0], 0));
-        return bytes.release();
-    });
-}
-
-void adopt_streams(PyObject* module, Parts& parts, PyObject* protocol_type, PyObject* reader_type, PyObject* read) {
+void adopt_streams(PyObject* module, Parts& parts, PyObject* protocol_type, PyObject* reader_type) {
     StreamParts& streams = parts.streams;
     const auto intern = [](const char* name) { return steal(PyUnicode_InternFromString(name)).release(); };
     streams.reader_reference_name = intern("_stream_reader_wr");
     streams.read_name = intern("read");
-    streams.our_create_future_name = intern("_gossamer_create_future");
     streams.create_future_name = intern("create_future");
     streams.drain_name = intern("_drain_helper");
     streams.buffer_name = intern("_buffer");
@@ -198,9 +234,12 @@ void adopt_streams(PyObject* module, Parts& parts, PyObject* protocol_type, PyOb
     streams.transport_name = intern("_transport");
     streams.paused_name = intern("_paused");
     streams.limit_name = intern("_limit");
+    streams.eof_name = intern("_eof");
+    streams.exception_name = intern("_exception");
     streams.protocol_type = Py_NewRef(protocol_type);
     streams.reader_type = Py_NewRef(reader_type);
-    streams.read = Py_NewRef(read);
+    streams.fields = fields_of(streams);
+    streams.read = attribute(reader_type, streams.read_name).release();
     streams.drain_helper = attribute(protocol_type, streams.drain_name).release();
     const Ref doubled = steal(PyList_New(0));
     const auto remember = [&](PyObject* type, const char* name) {
@@ -221,9 +260,10 @@ void adopt_streams(PyObject* module, Parts& parts, PyObject* protocol_type, PyOb
     streams.done = steal(type->tp_alloc(type, 0)).release();
 }
 
-Ref open_stream(const Parts& parts, PyObject* loop, PyObject* protocol) {
-    const StreamParts& streams = parts.streams;
-    if (!is_exactly(protocol, streams.protocol_type) || !are_unpatched(streams)) {
+Ref open_stream(PyObject* loop, PyObject* protocol) {
+    Parts& parts = loop_of(loop).parts();
+    StreamParts& streams = parts.streams;
+    if (!is_exactly(protocol, streams.protocol_type) || !are_unpatched(streams) || !makes_own_futures(streams, loop)) {
         return Ref();
     }
     const Ref reference = attribute(protocol, streams.reader_reference_name);
@@ -238,25 +278,30 @@ Ref open_stream(const Parts& parts, PyObject* loop, PyObject* protocol) {
     if (limit == -1 && PyErr_Occurred()) {
         throw cpython::ErrorSet{};
     }
+    if (!streams.fields.buffer.is_found()) {
+        streams.fields = fields_of(streams);
+    }
     auto* stream = PyObject_GC_New(StreamObject, reinterpret_cast<PyTypeObject*>(streams.stream_type));
     if (stream == nullptr) {
         throw cpython::ErrorSet{};
     }
+    stream->call = stream_call;
     stream->parts = &parts;
+    stream->loop = Py_NewRef(loop);
     stream->reader = Py_NewRef(reader.ptr());
     stream->protocol = Py_NewRef(protocol);
     stream->limit = limit;
     stream->may_wait = false;
     Ref object = Ref::steal_or_null(&stream->ob_base);
     PyObject_GC_Track(object.ptr());
-    bind(streams, loop, object.ptr());
+    bind(streams, object.ptr());
     return object;
 }
 
 bool feed_stream(PyObject* stream, const char* bytes, std::size_t size) {
     const StreamObject& self = stream_of(stream);
-    const StreamParts& streams = self.parts->streams;
-    const Ref buffer = attribute(self.reader, streams.buffer_name);
+    const StreamFields& fields = self.parts->streams.fields;
+    const Ref buffer = fields.buffer.get(self.reader);
     if (!PyByteArray_CheckExact(buffer.ptr())) {
         return false;
     }
@@ -266,7 +311,7 @@ bool feed_stream(PyObject* stream, const char* bytes, std::size_t size) {
     std::memcpy(PyByteArray_AS_STRING(buffer.ptr()) + before, bytes, size);
     wake_waiter(*self.parts, self.reader);
     if (after - self.limit > self.limit) {
-        pause_if_full(streams, self.reader);
+        pause_if_full(fields, self.reader);
     }
     return true;
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // asyncio's streams on one connection, without the Python code that each message costs: for as long as the connection is
 // open, its data is put into the StreamReader's buffer (StreamReaderProtocol.data_received, StreamReader.feed_data), and
-// `read` of the reader and `_drain_helper` of the protocol are ours, as attributes of these two objects. Every field keeps the meaning that asyncio gives it, so its own methods and ours work on a reader by turns.
+// `read` of the reader (stream_read.hpp) and `_drain_helper` of the protocol are ours, as attributes of these two objects.
+// Every field keeps the meaning that asyncio gives it, so its own methods and ours work on a reader by turns.
 //
 // Objects of other classes, and classes that somebody has patched, are left to asyncio.
 #pragma once
@@ -15,14 +16,11 @@
 
 namespace gossamer::loop {
 
-/// Remembers what is replaced, and makes the classes. `read` is a double in Python. Throws ErrorSet.
-void adopt_streams(PyObject* module, Parts& parts, PyObject* protocol_type, PyObject* reader_type, PyObject* read);
-
-/// take_bytes(bytearray, n): takes up to `n` bytes from its front.
-PyObject* take_bytes(PyObject* module, PyObject* const* args, Py_ssize_t count);
+/// Remembers what is replaced, and makes the classes. Throws ErrorSet.
+void adopt_streams(PyObject* module, Parts& parts, PyObject* protocol_type, PyObject* reader_type);
 
 /// The stream of a connection whose protocol this is; null if it is none of asyncio's. Throws ErrorSet.
-cpython::Ref open_stream(const Parts& parts, PyObject* loop, PyObject* protocol);
+cpython::Ref open_stream(PyObject* loop, PyObject* protocol);
 
 /// Feeds `size` bytes that came. Returns whether it did; false: call data_received. Throws ErrorSet.
 [[nodiscard]] bool feed_stream(PyObject* stream, const char* bytes, std::size_t size);

@@ -440,7 +440,7 @@ void TlsTransport::deliver(std::span<const Ref> pieces) {
     if (!has_looked_for_stream_) {
         has_looked_for_stream_ = true;
         if (!loop_of(loop_.ptr()).is_debugging) {
-            stream_ = open_stream(parts_, loop_.ptr(), protocol.ptr());
+            stream_ = open_stream(loop_.ptr(), protocol.ptr());
         }
         note_pause();
     }

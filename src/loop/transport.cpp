@@ -119,7 +119,7 @@ bool SocketTransport::feed(const char* bytes, std::size_t size) {
 
 void SocketTransport::start_reading() {
     if (!is_closing && !is_started() && !loop().is_debugging) {
-        stream_ = open_stream(parts(), loop_object(), protocol());
+        stream_ = open_stream(loop_object(), protocol());
         note_pause();
     }
     SendingTransport::start_reading();

@@ -196,10 +196,77 @@ async def test_drain_of_a_lost_connection_fails():
 async def test_read_is_a_coroutine_function_with_its_name():
     async with connected() as (reader, _writer, right):
         assert inspect.iscoroutinefunction(reader.read)
+        assert inspect.ismethod(reader.read)
+        assert asyncio.StreamReader.read.__doc__ == reader.read.__doc__
+        assert inspect.signature(asyncio.StreamReader().read) == inspect.signature(reader.read)
+        assert repr(reader.read).startswith("<bound method StreamReader.read of <StreamReader ")
         right.send(b"x")
         coroutine = reader.read(1)
+        assert asyncio.iscoroutine(coroutine)
         assert ("read", "StreamReader.read") == (coroutine.__name__, coroutine.__qualname__)
         assert b"x" == await coroutine
+
+
+@on_every_loop
+async def test_read_takes_its_number_by_name():
+    async with connected() as (reader, _writer, right):
+        right.send(b"abc")
+        assert b"ab" == await reader.read(n=2)
+        with pytest.raises(TypeError):
+            reader.read(1, 2)
+        with pytest.raises(TypeError):
+            reader.read(size=1)
+        assert b"c" == await reader.read(1)
+
+
+@on_every_loop
+async def test_a_reader_whose_dictionary_somebody_took_and_changed():
+    async with connected() as (reader, _writer, right):
+        fields = vars(reader)
+        right.send(b"abc")
+        assert b"a" == await reader.read(1)
+        fields["another"] = 1
+        waiting = asyncio.create_task(reader.read(2))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert b"bc" == await waiting
+        assert fields["_waiter"] is None
+        fields["_exception"] = KeyError("told")
+        with pytest.raises(KeyError, match="told"):
+            await reader.read(1)
+
+
+@on_every_loop
+async def test_a_reader_without_one_of_its_fields_says_which():
+    async with connected() as (reader, _writer, _right):
+        del reader._exception
+        with pytest.raises(AttributeError, match="_exception"):
+            await reader.read(1)
+        reader._exception = None
+
+
+@on_every_loop
+async def test_a_read_that_is_given_up_lets_others_read():
+    async with connected() as (reader, _writer, right):
+        given_up = reader.read(1)
+        given_up.send(None)
+        assert reader._waiter is not None
+        given_up.close()
+        assert reader._waiter is None
+
+        dropped = reader.read(1)
+        dropped.send(None)
+        del dropped
+        assert reader._waiter is None
+        right.send(b"x")
+        assert b"x" == await reader.read(1)
+
+
+@on_every_loop
+async def test_a_read_that_is_never_awaited_warns():
+    async with connected() as (reader, _writer, _right):
+        with pytest.warns(RuntimeWarning, match=r"coroutine 'StreamReader\.read' was never awaited"):
+            reader.read(1)
 
 
 @on_loop
