@@ -103,11 +103,15 @@ private:
         });
     }
 
-    /// As a generator ends.
+    /// As a generator ends: StopIteration(value), made without the calls that calling a class takes.
     static void set_stop_iteration(PyObject* value) {
-        PyObject* error = PyObject_CallOneArg(PyExc_StopIteration, value);
+        auto* type = reinterpret_cast<PyTypeObject*>(PyExc_StopIteration);
+        const cpython::Ref args = cpython::Ref::steal_or_null(PyTuple_Pack(1, value));
+        auto* error = args ? reinterpret_cast<PyStopIterationObject*>(type->tp_alloc(type, 0)) : nullptr;
         if (error != nullptr) {
-            PyErr_SetRaisedException(error);
+            error->args = Py_NewRef(args.ptr());
+            error->value = Py_NewRef(value);
+            PyErr_SetRaisedException(reinterpret_cast<PyObject*>(error));
         }
     }
 
