@@ -657,29 +657,17 @@ int execute(PyObject* module) noexcept {
 
 int traverse(PyObject* module, visitproc visit, void* arg) {
     ModuleState& state = cpython::state_of_module(module);
-    Py_VISIT(reinterpret_cast<PyObject*>(state.task_type));
-    Py_VISIT(reinterpret_cast<PyObject*>(state.scope_type));
-    Py_VISIT(state.threading_names);
-    Py_VISIT(reinterpret_cast<PyObject*>(state.greenlet_type));
-    Py_VISIT(reinterpret_cast<PyObject*>(state.greenlet_thread_type));
-    Py_VISIT(reinterpret_cast<PyObject*>(state.greenlet_token_type));
-    Py_VISIT(state.greenlet_exit);
-    Py_VISIT(state.greenlet_error);
+    for (PyObject* object : cpython::references_in<cpython::ModuleObjects>(state)) {
+        Py_VISIT(object);
+    }
     return loop::traverse_parts(state.loop_parts, visit, arg);
 }
 
 int clear(PyObject* module) {
     ModuleState& state = cpython::state_of_module(module);
-    Py_CLEAR(state.task_type);
-    Py_CLEAR(state.scope_type);
-    Py_CLEAR(state.threading_names);
-    Py_CLEAR(state.trace_hook_name);
-    Py_CLEAR(state.profile_hook_name);
-    Py_CLEAR(state.greenlet_type);
-    Py_CLEAR(state.greenlet_thread_type);
-    Py_CLEAR(state.greenlet_token_type);
-    Py_CLEAR(state.greenlet_exit);
-    Py_CLEAR(state.greenlet_error);
+    for (PyObject*& object : cpython::references_in<cpython::ModuleObjects>(state)) {
+        Py_CLEAR(object);
+    }
     loop::clear_parts(state.loop_parts);
     return 0;
 }

@@ -10,10 +10,10 @@ struct Parts;
 
 namespace gossamer::cpython {
 
-struct ModuleState {
+/// Owned; null until they are needed.
+struct ModuleObjects {
     PyTypeObject* task_type = nullptr;
     PyTypeObject* scope_type = nullptr;
-    PyObject* deadlock_error = nullptr;
     PyObject* threading_names = nullptr;    // the dictionary of the module threading, once it is imported
     PyObject* trace_hook_name = nullptr;    // "_trace_hook"
     PyObject* profile_hook_name = nullptr;  // "_profile_hook"
@@ -24,6 +24,9 @@ struct ModuleState {
     PyTypeObject* greenlet_token_type = nullptr;
     PyObject* greenlet_exit = nullptr;
     PyObject* greenlet_error = nullptr;
+};
+
+struct ModuleState : ModuleObjects {
     loop::Parts* loop_parts = nullptr;  // owned
 };
 

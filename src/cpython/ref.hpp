@@ -4,6 +4,8 @@
 
 #include "cpython/api.hpp"
 
+#include <span>
+#include <type_traits>
 #include <utility>
 
 #include "cpython/error.hpp"
@@ -63,5 +65,13 @@ inline Ref steal(PyObject* object) {
 }
 
 inline Ref borrow(PyObject* object) noexcept { return Ref::borrow(object); }
+
+/// The words of a struct that has nothing but owned references, as one list: to traverse and to clear.
+template <typename T>
+std::span<PyObject*> references_in(T& owned) noexcept {
+    static_assert(std::is_trivially_copyable_v<T> && sizeof(T) % sizeof(PyObject*) == 0);
+    // Safety: each is a pointer to an object, whatever its type; the compiler is told not to tell them apart by that.
+    return {reinterpret_cast<PyObject**>(&owned), sizeof(T) / sizeof(PyObject*)};
+}
 
 }  // namespace gossamer::cpython

@@ -10,10 +10,13 @@
 #include <vector>
 
 #include "cpython/instance_field.hpp"
+#include "cpython/interned.hpp"
 #include "cpython/module_state.hpp"
 #include "cpython/ref.hpp"
 
 namespace gossamer::loop {
+
+using cpython::Interned;
 
 /// Where an asyncio.Handle keeps its fields: offsets of its __slots__.
 struct HandleFields {
@@ -39,7 +42,7 @@ struct StreamFields {
 };
 
 /// asyncio's streams, whose hot functions have a double in C++ (stream.hpp). Owned.
-struct StreamParts {
+struct StreamObjects {
     PyObject* stream_type = nullptr;
     PyObject* protocol_type = nullptr;
     PyObject* reader_type = nullptr;
@@ -47,92 +50,72 @@ struct StreamParts {
     PyObject* read = nullptr;  // of StreamReader
     PyObject* drain_helper = nullptr;
     PyObject* doubled = nullptr;  // ((class, name, function), ...): what must be as asyncio has it
-    // interned names
-    PyObject* reader_reference_name = nullptr;  // "_stream_reader_wr"
-    PyObject* read_name = nullptr;
-    PyObject* create_future_name = nullptr;
-    PyObject* drain_name = nullptr;  // "_drain_helper"
-    PyObject* buffer_name = nullptr;
-    PyObject* waiter_name = nullptr;
-    PyObject* transport_name = nullptr;
-    PyObject* paused_name = nullptr;
-    PyObject* limit_name = nullptr;
-    PyObject* eof_name = nullptr;
-    PyObject* exception_name = nullptr;
-
     PyTypeObject* read_type = nullptr;  // of what read() returns
-    StreamFields fields;
-
-    template <typename Visit>
-    void for_each(Visit visit) {
-        for (PyObject** place :
-             {&stream_type, &protocol_type, &reader_type, &done, &read, &drain_helper, &doubled, &reader_reference_name,
-              &read_name, &create_future_name, &drain_name, &buffer_name, &waiter_name, &transport_name, &paused_name,
-              &limit_name, &eof_name, &exception_name}) {
-            visit(*place);
-        }
-    }
 };
 
-/// What transports and servers call and are made of. Owned.
-struct TransportParts {
-    PyObject* socket_transport = nullptr;  // our Python classes, and one of asyncio's
-    PyObject* transport_socket = nullptr;
-    // interned names
-    PyObject* connection_made = nullptr;
-    PyObject* connection_lost = nullptr;
-    PyObject* close = nullptr;
-    PyObject* datagram_received = nullptr;
-    PyObject* error_received = nullptr;
-    PyObject* finish_beginning = nullptr;      // "_finish_beginning"
-    PyObject* call_connection_lost = nullptr;  // "_call_connection_lost"
-    PyObject* socket = nullptr;
-    PyObject* sockname = nullptr;
-    PyObject* peername = nullptr;
-    PyObject* getsockname = nullptr;
-    PyObject* getpeername = nullptr;
-    PyObject* attach = nullptr;  // "_attach"
-    PyObject* detach = nullptr;
+struct StreamParts : StreamObjects {
+    const Interned reader_reference_name{"_stream_reader_wr"};
+    const Interned read_name{"read"};
+    const Interned create_future_name{"create_future"};
+    const Interned drain_name{"_drain_helper"};
+    const Interned buffer_name{"_buffer"};
+    const Interned waiter_name{"_waiter"};
+    const Interned transport_name{"_transport"};
+    const Interned paused_name{"_paused"};
+    const Interned limit_name{"_limit"};
+    const Interned eof_name{"_eof"};
+    const Interned exception_name{"_exception"};
 
-    template <typename Visit>
-    void for_each(Visit visit) {
-        for (PyObject** place : {&socket_transport, &transport_socket, &connection_made, &connection_lost, &close,
-                                 &detach, &datagram_received, &error_received, &finish_beginning, &call_connection_lost,
-                                 &socket, &sockname, &peername, &getsockname, &getpeername, &attach}) {
-            visit(*place);
-        }
-    }
+    StreamFields fields;
+};
+
+/// What transports and servers are made of: our Python classes, and one of asyncio's. Owned.
+struct TransportObjects {
+    PyObject* socket_transport = nullptr;
+    PyObject* transport_socket = nullptr;
+};
+
+/// The same, and what they call.
+struct TransportParts : TransportObjects {
+    const Interned connection_made{"connection_made"};
+    const Interned connection_lost{"connection_lost"};
+    const Interned close{"close"};
+    const Interned datagram_received{"datagram_received"};
+    const Interned error_received{"error_received"};
+    const Interned finish_beginning{"_finish_beginning"};
+    const Interned call_connection_lost{"_call_connection_lost"};
+    const Interned socket{"socket"};
+    const Interned sockname{"sockname"};
+    const Interned peername{"peername"};
+    const Interned getsockname{"getsockname"};
+    const Interned getpeername{"getpeername"};
+    const Interned attach{"_attach"};
+    const Interned detach{"_detach"};
 };
 
 /// What TLS connections need (tls_transport.hpp). Owned; null until there is one.
-struct TlsParts {
+struct TlsObjects {
     PyTypeObject* transport_type = nullptr;
     PyObject* ssl_error = nullptr;
     PyObject* want_read_error = nullptr;
     PyObject* syscall_error = nullptr;
     PyObject* no_bytes = nullptr;  // b""
-    // interned names
-    PyObject* read_name = nullptr;
-    PyObject* write_name = nullptr;
-    PyObject* pending_name = nullptr;
-    PyObject* do_handshake_name = nullptr;
-    PyObject* unwrap_name = nullptr;
-    PyObject* shutdown_name = nullptr;
-    PyObject* join_name = nullptr;
-
-    template <typename Visit>
-    void for_each(Visit visit) {
-        visit(reinterpret_cast<PyObject*&>(transport_type));
-        for (PyObject** place : {&ssl_error, &want_read_error, &syscall_error, &no_bytes, &read_name, &write_name,
-                                 &pending_name, &do_handshake_name, &unwrap_name, &shutdown_name, &join_name}) {
-            visit(*place);
-        }
-    }
 };
 
-struct Parts {
+struct TlsParts : TlsObjects {
+    const Interned read_name{"read"};
+    const Interned write_name{"write"};
+    const Interned pending_name{"pending"};
+    const Interned do_handshake_name{"do_handshake"};
+    const Interned unwrap_name{"unwrap"};
+    const Interned shutdown_name{"shutdown"};
+    const Interned join_name{"join"};
+};
+
+/// What all of it needs. Owned; null until asyncio was adopted, but for what create_parts makes.
+struct LoopObjects {
     PyTypeObject* event_loop_type = nullptr;
-    PyTypeObject* asyncio_handle = nullptr;  // null until asyncio was adopted
+    PyTypeObject* asyncio_handle = nullptr;
     PyObject* thread_safe_handle = nullptr;  // asyncio's class for call_soon_threadsafe from 3.14 on, else null
     PyTypeObject* handle_type = nullptr;
     PyTypeObject* timer_handle_type = nullptr;
@@ -143,23 +126,25 @@ struct Parts {
     PyObject* socket_type = nullptr;         // socket.socket
     PyObject* selector_loop_type = nullptr;  // asyncio.SelectorEventLoop
     PyTypeObject* future_type = nullptr;
-    PyGetSetDef* future_blocking = nullptr;  // of its _asyncio_future_blocking
-    PyObject* buffered_protocol = nullptr;   // asyncio.BufferedProtocol
-    PyObject* no_args = nullptr;             // ()
+    PyObject* buffered_protocol = nullptr;  // asyncio.BufferedProtocol
+    PyObject* no_args = nullptr;            // ()
     PyObject* minus_one = nullptr;
-    // interned names
-    PyObject* loop_name = nullptr;
-    PyObject* time_name = nullptr;
-    PyObject* run_name = nullptr;  // "_run"
-    PyObject* data_received_name = nullptr;
-    PyObject* get_buffer_name = nullptr;
-    PyObject* buffer_updated_name = nullptr;
-    PyObject* eof_received_name = nullptr;
-    PyObject* future_blocking_name = nullptr;  // "_asyncio_future_blocking"
-    PyObject* done_name = nullptr;
-    PyObject* set_result_name = nullptr;
-    PyObject* result_name = nullptr;
-    PyObject* cancelled_name = nullptr;
+};
+
+struct Parts : LoopObjects {
+    const Interned loop_name{"loop"};
+    const Interned time_name{"time"};
+    const Interned run_name{"_run"};
+    const Interned data_received_name{"data_received"};
+    const Interned get_buffer_name{"get_buffer"};
+    const Interned buffer_updated_name{"buffer_updated"};
+    const Interned eof_received_name{"eof_received"};
+    const Interned future_blocking_name{"_asyncio_future_blocking"};
+    const Interned done_name{"done"};
+    const Interned set_result_name{"set_result"};
+    const Interned result_name{"result"};
+    const Interned cancelled_name{"cancelled"};
+    PyGetSetDef* future_blocking = nullptr;  // of future_type's _asyncio_future_blocking
     HandleFields fields;
     StreamParts streams;
     TransportParts transports;

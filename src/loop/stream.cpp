@@ -224,18 +224,6 @@ void pause_if_full(const StreamFields& fields, PyObject* reader) {
 
 void adopt_streams(PyObject* module, Parts& parts, PyObject* protocol_type, PyObject* reader_type) {
     StreamParts& streams = parts.streams;
-    const auto intern = [](const char* name) { return steal(PyUnicode_InternFromString(name)).release(); };
-    streams.reader_reference_name = intern("_stream_reader_wr");
-    streams.read_name = intern("read");
-    streams.create_future_name = intern("create_future");
-    streams.drain_name = intern("_drain_helper");
-    streams.buffer_name = intern("_buffer");
-    streams.waiter_name = intern("_waiter");
-    streams.transport_name = intern("_transport");
-    streams.paused_name = intern("_paused");
-    streams.limit_name = intern("_limit");
-    streams.eof_name = intern("_eof");
-    streams.exception_name = intern("_exception");
     streams.protocol_type = Py_NewRef(protocol_type);
     streams.reader_type = Py_NewRef(reader_type);
     streams.fields = fields_of(streams);

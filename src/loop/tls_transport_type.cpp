@@ -337,18 +337,10 @@ PyObject* adopt_tls(PyObject* module, PyObject* const* args, Py_ssize_t count) {
         if (tls.transport_type != nullptr) {
             Py_RETURN_NONE;
         }
-        const auto intern = [](const char* name) { return steal(PyUnicode_InternFromString(name)).release(); };
         tls.ssl_error = Py_NewRef(args[1]);
         tls.want_read_error = Py_NewRef(args[2]);
         tls.syscall_error = Py_NewRef(args[3]);
         tls.no_bytes = steal(PyBytes_FromStringAndSize(nullptr, 0)).release();
-        tls.read_name = intern("read");
-        tls.write_name = intern("write");
-        tls.pending_name = intern("pending");
-        tls.do_handshake_name = intern("do_handshake");
-        tls.unwrap_name = intern("unwrap");
-        tls.shutdown_name = intern("shutdown");
-        tls.join_name = intern("join");
 
         PyType_Slot slots[] = {{Py_tp_new, reinterpret_cast<void*>(transport_new)},
                                {Py_tp_dealloc, reinterpret_cast<void*>(transport_dealloc)},
