@@ -145,24 +145,15 @@ void TlsTransport::proceed() {
 
 bool TlsTransport::reach_eof() {
     has_eof_ = true;
-    switch (state_) {
-        case State::kUnwrapped:
-            break;
-        case State::kHandshake:
-            call_self("_on_handshake_complete", "O", PyExc_ConnectionResetError);
-            break;
-        case State::kWrapped:
-            state_ = State::kFlushing;
-            if (!is_reading_paused_) {
-                flush();
-            }
-            break;
-        case State::kFlushing:
-            flush();
-            break;
-        case State::kShutdown:
-            shut_down();
-            break;
+    if (state_ == State::kHandshake) {
+        call_self("_on_handshake_complete", "O", PyExc_ConnectionResetError);
+    } else if (state_ == State::kWrapped) {
+        state_ = State::kFlushing;
+        if (!is_reading_paused_) {
+            proceed();
+        }
+    } else {
+        proceed();
     }
     return state_ == State::kFlushing;
 }
