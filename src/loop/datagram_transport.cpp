@@ -316,7 +316,7 @@ PyMethodDef methods[] = {{"sendto", _PyCFunction_CAST(sendto), METH_FASTCALL | M
                           PyDoc_STR("sendto($self, /, data, addr=None)\n--\n\n"
                                     "Send a datagram; when the kernel does not take it now, it is kept.")},
                          {"_open", open, METH_VARARGS, nullptr},
-                         {"_retry", simple_method<DatagramTransport, &DatagramTransport::retry>, METH_NOARGS, nullptr},
+                         {"_retry", method<&DatagramTransport::retry>, METH_NOARGS, nullptr},
                          {}};
 
 PyGetSetDef properties[] = {{}};

@@ -138,11 +138,6 @@ PyObject* open_for_writing(PyObject* self, PyObject* args) {
     return open<WritePipeTransport>(self, args, "Pipe transport is only for pipes, sockets and character devices");
 }
 
-PyObject* get_pipe(PyObject* self, void*) {
-    TransportStorage& storage = storage_of(self);
-    return object_or_none(storage ? storage->file() : nullptr);
-}
-
 int set_pipe(PyObject* self, PyObject* value, void*) {
     return guarded(-1, [&] {
         transport_of(self).set_file(value == nullptr ? Py_None : value);
@@ -150,29 +145,22 @@ int set_pipe(PyObject* self, PyObject* value, void*) {
     });
 }
 
-PyObject* write(PyObject* self, PyObject* data) {
-    return guarded<PyObject*>(nullptr, [&] {
-        transport_of<WritePipeTransport>(self).write(data);
-        Py_RETURN_NONE;
-    });
-}
-
-PyMethodDef read_methods[] = {{"pause_reading", simple_method<Transport, &Transport::pause_reading>, METH_NOARGS,
+PyMethodDef read_methods[] = {{"pause_reading", method<&Transport::pause_reading>, METH_NOARGS,
                                PyDoc_STR("pause_reading($self, /)\n--\n\nReceive nothing until `resume_reading`.")},
-                              {"resume_reading", simple_method<Transport, &Transport::resume_reading>, METH_NOARGS,
+                              {"resume_reading", method<&Transport::resume_reading>, METH_NOARGS,
                                PyDoc_STR("resume_reading($self, /)\n--\n\nReceive again.")},
                               {"_open", open_for_reading, METH_VARARGS, nullptr},
                               {}};
 
 PyMethodDef write_methods[] = {
-    {"write", write, METH_O,
+    {"write", method<&WritePipeTransport::write>, METH_O,
      PyDoc_STR("write($self, data, /)\n--\n\nSend ``data``; what the kernel does not take now is kept.")},
-    {"write_eof", simple_method<Transport, &Transport::close>, METH_NOARGS,
+    {"write_eof", method<&Transport::close>, METH_NOARGS,
      PyDoc_STR("write_eof($self, /)\n--\n\nClose once everything is sent.")},
     {"_open", open_for_writing, METH_VARARGS, nullptr},
     {}};
 
-PyGetSetDef properties[] = {{"_pipe", get_pipe, set_pipe, nullptr, nullptr}, {}};
+PyGetSetDef properties[] = {{"_pipe", attribute<&Transport::file>, set_pipe, nullptr, nullptr}, {}};
 
 }  // namespace
 

@@ -96,22 +96,15 @@ PyObject* write(PyObject* self, PyTypeObject*, PyObject* const* args, Py_ssize_t
     });
 }
 
-PyObject* writelines(PyObject* self, PyObject* objects) {
-    return guarded<PyObject*>(nullptr, [&] {
-        transport_of<SocketTransport>(self).write_several(objects);
-        Py_RETURN_NONE;
-    });
-}
-
 /// _read_ready_cb: what asyncio's own transports call when they can read; all that others ask is whether it is None.
 PyObject* get_read_callback(PyObject* self, void*) {
-    TransportStorage& storage = storage_of(self);
-    return object_or_none(storage && !storage->is_closing ? storage->protocol() : nullptr);
+    const Transport* transport = Transport::find(self);
+    return object_of(transport != nullptr && !transport->is_closing ? transport->protocol() : nullptr);
 }
 
 PyObject* get_empty_waiter(PyObject* self, void*) {
-    TransportStorage& storage = storage_of(self);
-    return object_or_none(storage ? static_cast<SocketTransport&>(*storage).empty_waiter.ptr() : nullptr);
+    const auto* transport = find_transport<SocketTransport>(self);
+    return object_of(transport == nullptr ? nullptr : transport->empty_waiter.ptr());
 }
 
 int set_empty_waiter(PyObject* self, PyObject* value, void*) {
@@ -127,27 +120,27 @@ constexpr int kMethod = METH_METHOD | METH_FASTCALL | METH_KEYWORDS;
 PyMethodDef methods[] = {
     {"write", _PyCFunction_CAST(write), kMethod,
      PyDoc_STR("write($self, data, /)\n--\n\nSend ``data``; what the kernel does not take now is kept.")},
-    {"writelines", writelines, METH_O,
+    {"writelines", method<&SocketTransport::write_several>, METH_O,
      PyDoc_STR("writelines($self, list_of_data, /)\n--\n\nSend several pieces of data in one go.")},
-    {"pause_reading", simple_method<Transport, &Transport::pause_reading>, METH_NOARGS,
+    {"pause_reading", method<&Transport::pause_reading>, METH_NOARGS,
      PyDoc_STR("pause_reading($self, /)\n--\n\nReceive nothing until `resume_reading`.")},
-    {"resume_reading", simple_method<Transport, &Transport::resume_reading>, METH_NOARGS,
+    {"resume_reading", method<&Transport::resume_reading>, METH_NOARGS,
      PyDoc_STR("resume_reading($self, /)\n--\n\nReceive again.")},
     {"_open", open, METH_VARARGS, nullptr},
-    {"_note_sent", simple_method<Transport, &Transport::note_sent>, METH_NOARGS, nullptr},
+    {"_note_sent", method<&Transport::note_sent>, METH_NOARGS, nullptr},
     {}};
 
-PyGetSetDef properties[] = {{"_read_ready_cb", get_read_callback, nullptr, nullptr, nullptr},
-                            {"_empty_waiter", get_empty_waiter, set_empty_waiter, nullptr, nullptr},
-                            {"_eof", get_flag<SocketTransport, &SocketTransport::has_sent_eof>,
-                             set_flag<SocketTransport, &SocketTransport::has_sent_eof>, nullptr, nullptr},
-                            {}};
+PyGetSetDef properties[] = {
+    {"_read_ready_cb", get_read_callback, nullptr, nullptr, nullptr},
+    {"_empty_waiter", get_empty_waiter, set_empty_waiter, nullptr, nullptr},
+    {"_eof", get_flag<&SocketTransport::has_sent_eof>, set_flag<&SocketTransport::has_sent_eof>, nullptr, nullptr},
+    {}};
 
 }  // namespace
 
 Ref make_socket_transport(EventLoop& loop, const Connection& connection) {
     auto* type = reinterpret_cast<PyTypeObject*>(loop.parts().transports.socket_transport);
-    Ref self = new_transport_object(type);
+    Ref self = BaseObject::create(type);
     open_socket(loop, self.ptr(), connection);
     return self;
 }

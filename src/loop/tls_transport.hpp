@@ -51,6 +51,9 @@ public:
 
     TlsTransport(Parts& parts, PyObject* self, const TlsSetup& setup);
 
+    /// That of an instance of our Python class; null: it was not opened.
+    static TlsTransport* find(PyObject* self) noexcept;
+
     // ---- for the transport below ----
 
     /// Keeps what has come, to be looked at by proceed(). Throws ErrorSet. Runs no Python.
@@ -97,6 +100,7 @@ public:
     void set_read_limits(std::size_t high, std::size_t low);
 
     int traverse(visitproc visit, void* arg);
+    void hide() noexcept {}  // nobody finds it but by its object
     void clear();
 
     PyObject* protocol() const noexcept { return protocol_.ptr(); }

@@ -33,6 +33,9 @@ public:
     Transport& operator=(const Transport&) = delete;
     virtual ~Transport();
 
+    /// That of an instance of our Python class; null: it was not opened.
+    static Transport* find(PyObject* self) noexcept;
+
     virtual void set_protocol(PyObject* protocol);
 
     /// Has connection_made called at the transport's next turn, then reading started and `waiter` (null: none) told.

@@ -46,7 +46,7 @@ int ask_peername(int fd, sockaddr* address, socklen_t* size) { return ::getpeern
 }  // namespace
 
 Ref extra_of(PyObject* self) {
-    PyObject*& extra = extra_field(self);
+    PyObject*& extra = BaseObject::inherited_fields(self)[0];
     if (extra == nullptr) {
         extra = steal(PyDict_New()).release();
     }
@@ -76,70 +76,6 @@ void describe_socket(const Parts& parts, PyObject* self, PyObject* socket, PyObj
 
 namespace {
 
-PyObject* is_closing(PyObject* self, PyObject*) {
-    return guarded<PyObject*>(nullptr, [&] { return Py_NewRef(transport_of(self).is_closing ? Py_True : Py_False); });
-}
-
-PyObject* is_reading(PyObject* self, PyObject*) {
-    return guarded<PyObject*>(nullptr, [&] { return Py_NewRef(transport_of(self).is_reading() ? Py_True : Py_False); });
-}
-
-PyObject* set_protocol(PyObject* self, PyObject* protocol) {
-    return guarded<PyObject*>(nullptr, [&] {
-        transport_of(self).set_protocol(protocol);
-        Py_RETURN_NONE;
-    });
-}
-
-PyObject* get_protocol(PyObject* self, PyObject*) {
-    return guarded<PyObject*>(nullptr, [&] { return object_or_none(transport_of(self).protocol()); });
-}
-
-PyObject* get_write_buffer_size(PyObject* self, PyObject*) {
-    return guarded<PyObject*>(nullptr, [&] { return PyLong_FromSize_t(transport_of(self).unsent_bytes()); });
-}
-
-PyObject* get_write_buffer_limits(PyObject* self, PyObject*) {
-    return guarded<PyObject*>(nullptr, [&] {
-        const Transport& transport = transport_of(self);
-        return Py_BuildValue("(nn)", static_cast<Py_ssize_t>(transport.low_water),
-                             static_cast<Py_ssize_t>(transport.high_water));
-    });
-}
-
-/// _set_limits(high, low)
-PyObject* set_limits(PyObject* self, PyObject* args) {
-    return guarded<PyObject*>(nullptr, [&] {
-        Py_ssize_t high = 0;
-        Py_ssize_t low = 0;
-        if (!PyArg_ParseTuple(args, "nn:_set_limits", &high, &low)) {
-            throw cpython::ErrorSet{};
-        }
-        transport_of(self).set_limits(static_cast<std::size_t>(high), static_cast<std::size_t>(low));
-        Py_RETURN_NONE;
-    });
-}
-
-PyObject* call_connection_lost(PyObject* self, PyObject* error) {
-    return guarded<PyObject*>(nullptr, [&] {
-        transport_of(self).lose(error);
-        Py_RETURN_NONE;
-    });
-}
-
-PyObject* force_close(PyObject* self, PyObject* error) {
-    return guarded<PyObject*>(nullptr, [&] {
-        transport_of(self).force_close(error);
-        Py_RETURN_NONE;
-    });
-}
-
-template <PyObject* (Transport::*get)() const noexcept>
-PyObject* get_object(PyObject* self, void*) {
-    TransportStorage& storage = storage_of(self);
-    return object_or_none(storage ? ((*storage).*get)() : nullptr);
-}
-
 int set_protocol_field(PyObject* self, PyObject* value, void*) {
     return guarded(-1, [&] {
         if (value == nullptr) {
@@ -158,109 +94,55 @@ int set_object(PyObject* self, PyObject* value, void*) {
     });
 }
 
-PyObject* get_fd(PyObject* self, void*) {
-    TransportStorage& storage = storage_of(self);
-    return PyLong_FromLong(storage ? storage->fd() : -1);
-}
-
-PyObject* get_lost_count(PyObject* self, void*) {
-    TransportStorage& storage = storage_of(self);
-    return PyLong_FromLong(storage ? storage->lost_count : 0);
-}
-
-PyObject* transport_new(PyTypeObject* type, PyObject*, PyObject*) {
-    return guarded<PyObject*>(nullptr, [&] { return new_transport_object(type).release(); });
-}
-
-int transport_traverse(PyObject* self, visitproc visit, void* arg) {
-    Py_VISIT(Py_TYPE(self));
-    Py_VISIT(extra_field(self));
-    TransportStorage& storage = storage_of(self);
-    return storage ? storage->traverse(visit, arg) : 0;
-}
-
-int transport_clear(PyObject* self) {
-    Py_CLEAR(extra_field(self));
-    if (TransportStorage& storage = storage_of(self)) {
-        storage->hide();
-        storage->clear();
-    }
-    return 0;
-}
-
-void transport_dealloc(PyObject* self) {
-    PyTypeObject* type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    transport_clear(self);
-    storage_of(self).~TransportStorage();
-    type->tp_free(self);
-    Py_DECREF(type);
-}
+PyObject* get_fd(PyObject* self, void*) { return PyLong_FromLong(fd_of_transport(self)); }
 
 PyMethodDef methods[] = {
-    {"is_closing", is_closing, METH_NOARGS,
+    {"is_closing", method<&Transport::is_closing>, METH_NOARGS,
      PyDoc_STR("is_closing($self, /)\n--\n\nWhether the transport is closing or closed.")},
-    {"is_reading", is_reading, METH_NOARGS,
+    {"is_reading", method<&Transport::is_reading>, METH_NOARGS,
      PyDoc_STR("is_reading($self, /)\n--\n\nWhether the transport is receiving.")},
-    {"set_protocol", set_protocol, METH_O, PyDoc_STR("set_protocol($self, protocol, /)\n--\n\nSet a new protocol.")},
-    {"get_protocol", get_protocol, METH_NOARGS, PyDoc_STR("get_protocol($self, /)\n--\n\nReturn the protocol.")},
-    {"get_write_buffer_size", get_write_buffer_size, METH_NOARGS,
+    {"set_protocol", method<&Transport::set_protocol>, METH_O,
+     PyDoc_STR("set_protocol($self, protocol, /)\n--\n\nSet a new protocol.")},
+    {"get_protocol", method<&Transport::protocol>, METH_NOARGS,
+     PyDoc_STR("get_protocol($self, /)\n--\n\nReturn the protocol.")},
+    {"get_write_buffer_size", method<&Transport::unsent_bytes>, METH_NOARGS,
      PyDoc_STR("get_write_buffer_size($self, /)\n--\n\nHow many bytes wait to be sent.")},
-    {"get_write_buffer_limits", get_write_buffer_limits, METH_NOARGS,
+    {"get_write_buffer_limits", get_limits<&Transport::low_water, &Transport::high_water>, METH_NOARGS,
      PyDoc_STR("get_write_buffer_limits($self, /)\n--\n\nThe marks of flow control: (low, high).")},
-    {"close", simple_method<Transport, &Transport::close>, METH_NOARGS,
+    {"close", method<&Transport::close>, METH_NOARGS,
      PyDoc_STR("close($self, /)\n--\n\nClose once everything is sent.")},
-    {"_finish_beginning", simple_method<Transport, &Transport::finish_beginning>, METH_NOARGS, nullptr},
-    {"_force_close", force_close, METH_O, nullptr},
-    {"_call_connection_lost", call_connection_lost, METH_O, nullptr},
-    {"_set_limits", set_limits, METH_VARARGS, nullptr},
+    {"_finish_beginning", method<&Transport::finish_beginning>, METH_NOARGS, nullptr},
+    {"_force_close", method<&Transport::force_close>, METH_O, nullptr},
+    {"_call_connection_lost", method<&Transport::lose>, METH_O, nullptr},
+    {"_set_limits", set_limits<&Transport::set_limits>, METH_VARARGS, nullptr},
     {}};
 
 PyGetSetDef properties[] = {
-    {"_loop", get_object<&Transport::loop_object>, nullptr, nullptr, nullptr},
-    {"_file", get_object<&Transport::file>, set_object<&Transport::set_file>, nullptr, nullptr},
+    {"_loop", attribute<&Transport::loop_object>, nullptr, nullptr, nullptr},
+    {"_file", attribute<&Transport::file>, set_object<&Transport::set_file>, nullptr, nullptr},
     {"_fileno", get_fd, nullptr, nullptr, nullptr},
-    {"_server", get_object<&Transport::server>, set_object<&Transport::set_server>, nullptr, nullptr},
-    {"_protocol", get_object<&Transport::protocol>, set_protocol_field, nullptr, nullptr},
-    {"_conn_lost", get_lost_count, nullptr, nullptr, nullptr},
-    {"_closing", get_flag<Transport, &Transport::is_closing>, nullptr, nullptr, nullptr},
-    {"_paused", get_flag<Transport, &Transport::is_paused>, nullptr, nullptr, nullptr},
+    {"_server", attribute<&Transport::server>, set_object<&Transport::set_server>, nullptr, nullptr},
+    {"_protocol", attribute<&Transport::protocol>, set_protocol_field, nullptr, nullptr},
+    {"_conn_lost", attribute<&Transport::lost_count>, nullptr, nullptr, nullptr},
+    {"_closing", get_flag<&Transport::is_closing>, nullptr, nullptr, nullptr},
+    {"_paused", get_flag<&Transport::is_paused>, nullptr, nullptr, nullptr},
     // What asyncio's own transports of sockets call the two.
-    {"_sock", get_object<&Transport::file>, set_object<&Transport::set_file>, nullptr, nullptr},
+    {"_sock", attribute<&Transport::file>, set_object<&Transport::set_file>, nullptr, nullptr},
     {"_sock_fd", get_fd, nullptr, nullptr, nullptr},
     {}};
 
 }  // namespace
 
-Ref new_transport_object(PyTypeObject* type) {
-    Ref self = steal(type->tp_alloc(type, 0));
-    new (reinterpret_cast<char*>(self.ptr()) + kTransportOffset) TransportStorage;
-    return self;
-}
+Transport* Transport::find(PyObject* self) noexcept { return BaseObject::storage_of(self).get(); }
 
 int fd_of_transport(PyObject* transport) noexcept {
-    const TransportStorage& storage = storage_of(transport);
-    return storage ? storage->fd() : -1;
+    const Transport* found = Transport::find(transport);
+    return found == nullptr ? -1 : found->fd();
 }
 
 void create_transport_base_type(PyObject* module, Parts& parts, PyObject* base_transport) {
-    PyType_Slot slots[] = {{Py_tp_new, reinterpret_cast<void*>(transport_new)},
-                           {Py_tp_dealloc, reinterpret_cast<void*>(transport_dealloc)},
-                           {Py_tp_traverse, reinterpret_cast<void*>(transport_traverse)},
-                           {Py_tp_clear, reinterpret_cast<void*>(transport_clear)},
-                           {Py_tp_methods, methods},
-                           {Py_tp_getset, properties},
-                           {0, nullptr}};
-    PyType_Spec spec = {"gossamer._core.TransportBase", -static_cast<int>(sizeof(TransportStorage)), 0,
-                        Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE, slots};
-    const auto* base = reinterpret_cast<PyTypeObject*>(base_transport);
-    if (base->tp_basicsize != Py_ssize_t{sizeof(PyObject) + sizeof(PyObject*)}) {
-        cpython::raise(PyExc_ImportError, "gossamer does not know all fields of asyncio's transports in this Python");
-    }
-    parts.transport_base_type =
-        reinterpret_cast<PyTypeObject*>(steal(PyType_FromModuleAndSpec(module, &spec, base_transport)).release());
-    cpython::check(
-        PyModule_AddObjectRef(module, "TransportBase", reinterpret_cast<PyObject*>(parts.transport_base_type)));
+    Ref type = BaseObject::create_type(module, "gossamer._core.TransportBase", base_transport, methods, properties);
+    parts.transport_base_type = reinterpret_cast<PyTypeObject*>(type.release());
 }
 
 PyTypeObject* create_transport_type(PyObject* module, const Parts& parts, const char* name, PyMethodDef* methods,
