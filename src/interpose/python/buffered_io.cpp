@@ -126,13 +126,12 @@ PyObject* with_class(PyObject* self, PyTypeObject* type, PyObject* const* args, 
 template <Method method>
 void plan_method(PyObject* type) {
     const PyCFunction known = originals[method];
-    const Replacement replacements[] = {
-        {METH_NOARGS, with_one<method>},
-        {METH_O, with_one<method>},
-        {METH_FASTCALL, as_c_function(with_fast<method>)},
-        {METH_METHOD | METH_FASTCALL | METH_KEYWORDS, as_c_function(with_class<method>)},
-    };
-    plan_swap(type, kNames[method], replacements, originals[method]);
+    plan_swap(type, kNames[method],
+              {{METH_NOARGS, with_one<method>},
+               {METH_O, with_one<method>},
+               {METH_FASTCALL, with_fast<method>},
+               {METH_METHOD | METH_FASTCALL | METH_KEYWORDS, with_class<method>}},
+              originals[method]);
     if (known != nullptr && known != originals[method]) {
         cpython::raise(PyExc_ImportError, "gossamer does not know the %s methods of buffered files in this Python",
                        kNames[method]);

@@ -213,16 +213,11 @@ void plan_file_io() {
     const Ref module = steal(PyImport_ImportModule("_io"));
     const Ref type = steal(PyObject_GetAttrString(module.ptr(), "FileIO"));
     find_file_words(type.ptr());
-    const auto plan = [&](const char* name, PyCFunction function, PyCFunction& original) {
-        const Replacement replacements[] = {{kMethod, function}};
-        plan_swap(type.ptr(), name, replacements, original);
-    };
-    plan("read", as_c_function(read), original_read);
-    plan("readinto", as_c_function(readinto), original_readinto);
-    plan("write", as_c_function(write), original_write);
-    plan("close", as_c_function(close), original_close);
-    const Replacement readalls[] = {{METH_NOARGS, readall}, {kMethod, as_c_function(readall_of_class)}};
-    plan_swap(type.ptr(), "readall", readalls, original_readall);
+    plan_swap(type.ptr(), "read", {{kMethod, read}}, original_read);
+    plan_swap(type.ptr(), "readinto", {{kMethod, readinto}}, original_readinto);
+    plan_swap(type.ptr(), "write", {{kMethod, write}}, original_write);
+    plan_swap(type.ptr(), "close", {{kMethod, close}}, original_close);
+    plan_swap(type.ptr(), "readall", {{METH_NOARGS, readall}, {kMethod, readall_of_class}}, original_readall);
 }
 
 }  // namespace gossamer::interpose

@@ -133,20 +133,15 @@ PyObject* getcpuclockid_of(PyObject* module, PyObject* ident) {
 }  // namespace
 
 void plan_thread_identity(PyObject* thread_module) {
-    const Replacement idents[] = {{METH_NOARGS, get_ident}};
-    const Replacement counts[] = {{METH_NOARGS, count}};
-    const Replacement sizes[] = {{METH_VARARGS, stack_size}};
-    const Replacement names[] = {{METH_FASTCALL | METH_KEYWORDS, as_c_function(set_name)}};
-    const Replacement kills[] = {{METH_FASTCALL, as_c_function(pthread_kill)}};
-    const Replacement clocks[] = {{METH_VARARGS, getcpuclockid}, {METH_O, getcpuclockid_of}};
-    plan_swap(thread_module, "get_ident", idents, original_get_ident);
-    plan_swap(thread_module, "_count", counts, original_count);
-    plan_swap(thread_module, "stack_size", sizes, original_stack_size);
-    plan_swap(thread_module, "set_name", names, original_set_name, true);
+    plan_swap(thread_module, "get_ident", {{METH_NOARGS, get_ident}}, original_get_ident);
+    plan_swap(thread_module, "_count", {{METH_NOARGS, count}}, original_count);
+    plan_swap(thread_module, "stack_size", {{METH_VARARGS, stack_size}}, original_stack_size);
+    plan_swap(thread_module, "set_name", {{METH_FASTCALL | METH_KEYWORDS, set_name}}, original_set_name, true);
     const Ref signal = steal(PyImport_ImportModule("_signal"));
-    plan_swap(signal.ptr(), "pthread_kill", kills, original_pthread_kill);
+    plan_swap(signal.ptr(), "pthread_kill", {{METH_FASTCALL, pthread_kill}}, original_pthread_kill);
     const Ref time = steal(PyImport_ImportModule("time"));
-    plan_swap(time.ptr(), "pthread_getcpuclockid", clocks, original_getcpuclockid);
+    plan_swap(time.ptr(), "pthread_getcpuclockid", {{METH_VARARGS, getcpuclockid}, {METH_O, getcpuclockid_of}},
+              original_getcpuclockid);
 }
 
 }  // namespace gossamer::interpose

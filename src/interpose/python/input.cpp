@@ -87,8 +87,7 @@ PyObject* input(PyObject* module, PyObject* const* args, Py_ssize_t count) {
 
 void plan_input() {
     const Ref module = steal(PyImport_ImportModule("builtins"));
-    const Replacement replacements[] = {{METH_FASTCALL, as_c_function(input)}};
-    plan_swap(module.ptr(), "input", replacements, original_input);
+    plan_swap(module.ptr(), "input", {{METH_FASTCALL, input}}, original_input);
 }
 
 }  // namespace gossamer::interpose

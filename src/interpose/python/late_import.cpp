@@ -134,10 +134,8 @@ void adopt_when_imported(const char* name, void (*adopt)(PyObject* module), void
 
 void plan_late_imports() {
     const Ref module = steal(PyImport_ImportModule("_imp"));
-    const Replacement dynamic[] = {{METH_O, exec_dynamic}};
-    const Replacement builtin[] = {{METH_O, exec_builtin}};
-    plan_swap(module.ptr(), "exec_dynamic", dynamic, original_exec_dynamic);
-    plan_swap(module.ptr(), "exec_builtin", builtin, original_exec_builtin);
+    plan_swap(module.ptr(), "exec_dynamic", {{METH_O, exec_dynamic}}, original_exec_dynamic);
+    plan_swap(module.ptr(), "exec_builtin", {{METH_O, exec_builtin}}, original_exec_builtin);
 }
 
 void plan_imported() {

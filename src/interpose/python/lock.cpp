@@ -459,41 +459,31 @@ void plan_locks(PyObject* thread_module) {
     constexpr int kKeywords = METH_VARARGS | METH_KEYWORDS;
     constexpr int kFastKeywords = METH_FASTCALL | METH_KEYWORDS;
     const Ref lock = steal(PyObject_GetAttrString(thread_module, "LockType"));
-    const Replacement acquires[] = {{kKeywords, as_c_function(lock_acquire)},
-                                    {kFastKeywords, as_c_function(lock_acquire_fast)}};
-    const Replacement old_acquires[] = {{kKeywords, as_c_function(lock_acquire_old)},
-                                        {kFastKeywords, as_c_function(lock_acquire_fast)}};
-    const Replacement enters[] = {{kKeywords, as_c_function(lock_enter)}, {METH_NOARGS, lock_enter_bare}};
-    const Replacement releases[] = {{METH_NOARGS, lock_release}};
-    const Replacement old_releases[] = {{METH_NOARGS, lock_release_old}};
-    const Replacement exits[] = {{METH_VARARGS, lock_exit}, {METH_FASTCALL, as_c_function(lock_exit_fast)}};
     find_lock_words(thread_module, lock.ptr());
-    plan_swap(lock.ptr(), "acquire", acquires, original_lock_acquire);
-    plan_swap(lock.ptr(), "acquire_lock", old_acquires, original_lock_acquire_old, true);
-    plan_swap(lock.ptr(), "__enter__", enters, original_lock_enter);
-    plan_swap(lock.ptr(), "release", releases, original_lock_release);
-    plan_swap(lock.ptr(), "release_lock", old_releases, original_lock_release_old, true);
-    plan_swap(lock.ptr(), "__exit__", exits, original_lock_exit);
+    plan_swap(lock.ptr(), "acquire", {{kKeywords, lock_acquire}, {kFastKeywords, lock_acquire_fast}},
+              original_lock_acquire);
+    plan_swap(lock.ptr(), "acquire_lock", {{kKeywords, lock_acquire_old}, {kFastKeywords, lock_acquire_fast}},
+              original_lock_acquire_old, true);
+    plan_swap(lock.ptr(), "__enter__", {{kKeywords, lock_enter}, {METH_NOARGS, lock_enter_bare}}, original_lock_enter);
+    plan_swap(lock.ptr(), "release", {{METH_NOARGS, lock_release}}, original_lock_release);
+    plan_swap(lock.ptr(), "release_lock", {{METH_NOARGS, lock_release_old}}, original_lock_release_old, true);
+    plan_swap(lock.ptr(), "__exit__", {{METH_VARARGS, lock_exit}, {METH_FASTCALL, lock_exit_fast}}, original_lock_exit);
 
     const Ref rlock = steal(PyObject_GetAttrString(thread_module, "RLock"));
     find_rlock_words(rlock.ptr());
-    const Replacement rlock_acquires[] = {{kKeywords, as_c_function(rlock_acquire)},
-                                          {kFastKeywords, as_c_function(rlock_acquire_fast)}};
-    const Replacement rlock_enters[] = {{kKeywords, as_c_function(rlock_enter)}, {METH_NOARGS, rlock_enter_bare}};
-    const Replacement rlock_releases[] = {{METH_NOARGS, rlock_release}};
-    const Replacement rlock_exits[] = {{METH_VARARGS, rlock_exit}, {METH_FASTCALL, as_c_function(rlock_exit_fast)}};
-    const Replacement is_owned[] = {{METH_NOARGS, rlock_is_owned}};
-    const Replacement restores[] = {{METH_VARARGS, rlock_acquire_restore}, {METH_O, rlock_acquire_restore}};
-    const Replacement saves[] = {{METH_NOARGS, rlock_release_save}};
-    const Replacement counts[] = {{METH_NOARGS, rlock_recursion_count}};
-    plan_swap(rlock.ptr(), "acquire", rlock_acquires, original_rlock_acquire);
-    plan_swap(rlock.ptr(), "__enter__", rlock_enters, original_rlock_enter);
-    plan_swap(rlock.ptr(), "release", rlock_releases, original_rlock_release);
-    plan_swap(rlock.ptr(), "__exit__", rlock_exits, original_rlock_exit);
-    plan_swap(rlock.ptr(), "_is_owned", is_owned, original_rlock_is_owned);
-    plan_swap(rlock.ptr(), "_acquire_restore", restores, original_rlock_acquire_restore);
-    plan_swap(rlock.ptr(), "_release_save", saves, original_rlock_release_save);
-    plan_swap(rlock.ptr(), "_recursion_count", counts, original_rlock_recursion_count, true);
+    plan_swap(rlock.ptr(), "acquire", {{kKeywords, rlock_acquire}, {kFastKeywords, rlock_acquire_fast}},
+              original_rlock_acquire);
+    plan_swap(rlock.ptr(), "__enter__", {{kKeywords, rlock_enter}, {METH_NOARGS, rlock_enter_bare}},
+              original_rlock_enter);
+    plan_swap(rlock.ptr(), "release", {{METH_NOARGS, rlock_release}}, original_rlock_release);
+    plan_swap(rlock.ptr(), "__exit__", {{METH_VARARGS, rlock_exit}, {METH_FASTCALL, rlock_exit_fast}},
+              original_rlock_exit);
+    plan_swap(rlock.ptr(), "_is_owned", {{METH_NOARGS, rlock_is_owned}}, original_rlock_is_owned);
+    plan_swap(rlock.ptr(), "_acquire_restore", {{METH_VARARGS, rlock_acquire_restore}, {METH_O, rlock_acquire_restore}},
+              original_rlock_acquire_restore);
+    plan_swap(rlock.ptr(), "_release_save", {{METH_NOARGS, rlock_release_save}}, original_rlock_release_save);
+    plan_swap(rlock.ptr(), "_recursion_count", {{METH_NOARGS, rlock_recursion_count}}, original_rlock_recursion_count,
+              true);
 }
 
 }  // namespace gossamer::interpose

@@ -59,8 +59,8 @@ PyMethodDef& method_of(PyObject* owner, const char* name) {
                    callable.ptr());
 }
 
-void plan_swap(PyObject* owner, const char* name, std::span<const Replacement> replacements, PyCFunction& original,
-               bool optional) {
+void plan_swap(PyObject* owner, const char* name, std::initializer_list<Replacement> replacements,
+               PyCFunction& original, bool optional) {
     if (optional && !PyObject_HasAttrString(owner, name)) {
         return;
     }

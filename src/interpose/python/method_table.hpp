@@ -9,14 +9,34 @@
 
 #include "cpython/api.hpp"
 
-#include <span>
+#include <initializer_list>
 
 #include "cpython/ref.hpp"
 
 namespace gossamer::interpose {
 
+// Casts between PyCFunction and the types of the other calling conventions; the flags say which one a table holds.
+using FastFunction = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+using FastKeywordFunction = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t, PyObject*);
+using MethodFunction = PyObject* (*)(PyObject*, PyTypeObject*, PyObject* const*, Py_ssize_t, PyObject*);
+using KeywordFunction = PyObject* (*)(PyObject*, PyObject*, PyObject*);
+
+template <typename Function>
+PyCFunction as_c_function(Function function) noexcept {
+    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+template <typename Function>
+Function as(PyCFunction function) noexcept {
+    return reinterpret_cast<Function>(reinterpret_cast<void (*)()>(function));
+}
+
 /// One calling convention of a function and our function for it.
 struct Replacement {
+    template <typename Function>
+    Replacement(int its_flags, Function its_function) noexcept
+        : flags(its_flags), function(as_c_function(its_function)) {}
+
     int flags;
     PyCFunction function;
 };
@@ -27,8 +47,8 @@ PyMethodDef& method_of(PyObject* owner, const char* name);
 /// Remembers to swap `name` of `owner`. Throws ErrorSet, ImportError, when no replacement has the method's flags.
 /// `original` receives the function that is replaced; it must have static storage. A name that this version of Python does
 /// not have is skipped if `optional`.
-void plan_swap(PyObject* owner, const char* name, std::span<const Replacement> replacements, PyCFunction& original,
-               bool optional = false);
+void plan_swap(PyObject* owner, const char* name, std::initializer_list<Replacement> replacements,
+               PyCFunction& original, bool optional = false);
 
 /// Arguments of a METH_FASTCALL | METH_KEYWORDS call as a tuple and, if there are any, a dictionary.
 struct PackedArguments {
@@ -46,21 +66,5 @@ void uninstall_planned() noexcept;
 
 /// Whether the tables are swapped.
 bool is_installed() noexcept;
-
-// Casts between PyCFunction and the types of the other calling conventions; the flags say which one a table holds.
-using FastFunction = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
-using FastKeywordFunction = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t, PyObject*);
-using MethodFunction = PyObject* (*)(PyObject*, PyTypeObject*, PyObject* const*, Py_ssize_t, PyObject*);
-using KeywordFunction = PyObject* (*)(PyObject*, PyObject*, PyObject*);
-
-template <typename Function>
-PyCFunction as_c_function(Function function) noexcept {
-    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
-}
-
-template <typename Function>
-Function as(PyCFunction function) noexcept {
-    return reinterpret_cast<Function>(reinterpret_cast<void (*)()>(function));
-}
 
 }  // namespace gossamer::interpose

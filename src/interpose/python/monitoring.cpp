@@ -132,10 +132,8 @@ void instrument_parked_code() {
 
 void plan_monitoring() {
     PyObject* monitoring = PySys_GetObject("monitoring");
-    const Replacement sets[] = {{METH_FASTCALL, as_c_function(set_events)}};
-    const Replacement restarts[] = {{METH_NOARGS, restart_events}};
-    plan_swap(monitoring, "set_events", sets, original_set_events);
-    plan_swap(monitoring, "restart_events", restarts, original_restart_events);
+    plan_swap(monitoring, "set_events", {{METH_FASTCALL, set_events}}, original_set_events);
+    plan_swap(monitoring, "restart_events", {{METH_NOARGS, restart_events}}, original_restart_events);
 }
 
 }  // namespace gossamer::interpose

@@ -128,15 +128,15 @@ Ref resolve_address(Hub& hub, int family, int type, PyObject* address) {
 
 void plan_name_resolution() {
     const Ref module = steal(PyImport_ImportModule("_socket"));
-    const auto plan = [&](const char* name, int flags, PyCFunction function, PyCFunction& original) {
-        const Replacement replacements[] = {{flags, function}};
-        plan_swap(module.ptr(), name, replacements, original);
-    };
-    plan("getaddrinfo", METH_VARARGS | METH_KEYWORDS, as_c_function(getaddrinfo), original_getaddrinfo);
-    plan("gethostbyname", METH_VARARGS, by_first_argument<original_gethostbyname>, original_gethostbyname);
-    plan("gethostbyname_ex", METH_VARARGS, by_first_argument<original_gethostbyname_ex>, original_gethostbyname_ex);
-    plan("gethostbyaddr", METH_VARARGS, always_on_pool<original_gethostbyaddr>, original_gethostbyaddr);
-    plan("getnameinfo", METH_VARARGS, always_on_pool<original_getnameinfo>, original_getnameinfo);
+    plan_swap(module.ptr(), "getaddrinfo", {{METH_VARARGS | METH_KEYWORDS, getaddrinfo}}, original_getaddrinfo);
+    plan_swap(module.ptr(), "gethostbyname", {{METH_VARARGS, by_first_argument<original_gethostbyname>}},
+              original_gethostbyname);
+    plan_swap(module.ptr(), "gethostbyname_ex", {{METH_VARARGS, by_first_argument<original_gethostbyname_ex>}},
+              original_gethostbyname_ex);
+    plan_swap(module.ptr(), "gethostbyaddr", {{METH_VARARGS, always_on_pool<original_gethostbyaddr>}},
+              original_gethostbyaddr);
+    plan_swap(module.ptr(), "getnameinfo", {{METH_VARARGS, always_on_pool<original_getnameinfo>}},
+              original_getnameinfo);
 }
 
 }  // namespace gossamer::interpose

@@ -452,25 +452,20 @@ PyObject* waitid(PyObject* module, PyObject* const* args, Py_ssize_t count) {
 void plan_os() {
     constexpr int kFastKeywords = METH_FASTCALL | METH_KEYWORDS;
     const Ref module = steal(PyImport_ImportModule("posix"));
-    const auto plan = [&](const char* name, int flags, PyCFunction function, PyCFunction& original,
-                          bool optional = false) {
-        const Replacement replacements[] = {{flags, function}};
-        plan_swap(module.ptr(), name, replacements, original, optional);
-    };
-    plan("read", METH_FASTCALL, as_c_function(read), original_read);
-    plan("readinto", METH_FASTCALL, as_c_function(readinto), original_readinto, true);
-    plan("write", METH_FASTCALL, as_c_function(write), original_write);
-    plan("readv", METH_FASTCALL, as_c_function(readv), original_readv);
-    plan("writev", METH_FASTCALL, as_c_function(writev), original_writev);
-    plan("sendfile", kFastKeywords, as_c_function(sendfile), original_sendfile);
-    plan("close", kFastKeywords, as_c_function(close), original_close);
-    plan("closerange", METH_FASTCALL, as_c_function(closerange), original_closerange);
-    plan("dup2", kFastKeywords, as_c_function(dup2), original_dup2);
-    plan("waitpid", METH_FASTCALL, as_c_function(waitpid), original_waitpid);
-    plan("wait", METH_NOARGS, wait, original_wait);
-    plan("wait3", kFastKeywords, as_c_function(wait3), original_wait3);
-    plan("wait4", kFastKeywords, as_c_function(wait4), original_wait4);
-    plan("waitid", METH_FASTCALL, as_c_function(waitid), original_waitid);
+    plan_swap(module.ptr(), "read", {{METH_FASTCALL, read}}, original_read);
+    plan_swap(module.ptr(), "readinto", {{METH_FASTCALL, readinto}}, original_readinto, true);
+    plan_swap(module.ptr(), "write", {{METH_FASTCALL, write}}, original_write);
+    plan_swap(module.ptr(), "readv", {{METH_FASTCALL, readv}}, original_readv);
+    plan_swap(module.ptr(), "writev", {{METH_FASTCALL, writev}}, original_writev);
+    plan_swap(module.ptr(), "sendfile", {{kFastKeywords, sendfile}}, original_sendfile);
+    plan_swap(module.ptr(), "close", {{kFastKeywords, close}}, original_close);
+    plan_swap(module.ptr(), "closerange", {{METH_FASTCALL, closerange}}, original_closerange);
+    plan_swap(module.ptr(), "dup2", {{kFastKeywords, dup2}}, original_dup2);
+    plan_swap(module.ptr(), "waitpid", {{METH_FASTCALL, waitpid}}, original_waitpid);
+    plan_swap(module.ptr(), "wait", {{METH_NOARGS, wait}}, original_wait);
+    plan_swap(module.ptr(), "wait3", {{kFastKeywords, wait3}}, original_wait3);
+    plan_swap(module.ptr(), "wait4", {{kFastKeywords, wait4}}, original_wait4);
+    plan_swap(module.ptr(), "waitid", {{METH_FASTCALL, waitid}}, original_waitid);
 }
 
 }  // namespace gossamer::interpose

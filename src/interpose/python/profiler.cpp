@@ -110,17 +110,14 @@ PyObject* note(PyObject* self, PyObject* const* args, Py_ssize_t count) {
 
 template <Callback callback>
 void plan_callback(PyObject* type) {
-    const Replacement replacements[] = {{METH_FASTCALL, as_c_function(note<callback>)}};
-    plan_swap(type, kNames[callback], replacements, originals[callback], callback == kPyThrow);
+    plan_swap(type, kNames[callback], {{METH_FASTCALL, note<callback>}}, originals[callback], callback == kPyThrow);
 }
 
 void plan_lsprof(PyObject* module) {
     const Ref type = steal(PyObject_GetAttrString(module, "Profiler"));
-    const Replacement enables[] = {{METH_VARARGS | METH_KEYWORDS, as_c_function(enable)},
-                                   {METH_FASTCALL | METH_KEYWORDS, as_c_function(enable_fast)}};
-    const Replacement disables[] = {{METH_NOARGS, disable}};
-    plan_swap(type.ptr(), "enable", enables, original_enable);
-    plan_swap(type.ptr(), "disable", disables, original_disable);
+    plan_swap(type.ptr(), "enable",
+              {{METH_VARARGS | METH_KEYWORDS, enable}, {METH_FASTCALL | METH_KEYWORDS, enable_fast}}, original_enable);
+    plan_swap(type.ptr(), "disable", {{METH_NOARGS, disable}}, original_disable);
     plan_callback<kPyStart>(type.ptr());
     plan_callback<kPyReturn>(type.ptr());
     plan_callback<kPyThrow>(type.ptr());

@@ -117,12 +117,9 @@ PyObject* get(PyObject* self, PyTypeObject* type, PyObject* const* args, Py_ssiz
 void plan_queue() {
     const cpython::Ref module = cpython::steal(PyImport_ImportModule("_queue"));
     const cpython::Ref type = cpython::steal(PyObject_GetAttrString(module.ptr(), "SimpleQueue"));
-    const Replacement gets[] = {{METH_METHOD | METH_FASTCALL | METH_KEYWORDS, as_c_function(get)}};
-    const Replacement puts[] = {{METH_FASTCALL | METH_KEYWORDS, as_c_function(put)}};
-    const Replacement puts_nowait[] = {{METH_FASTCALL | METH_KEYWORDS, as_c_function(put_nowait)}};
-    plan_swap(type.ptr(), "get", gets, original_get);
-    plan_swap(type.ptr(), "put", puts, original_put);
-    plan_swap(type.ptr(), "put_nowait", puts_nowait, original_put_nowait);
+    plan_swap(type.ptr(), "get", {{METH_METHOD | METH_FASTCALL | METH_KEYWORDS, get}}, original_get);
+    plan_swap(type.ptr(), "put", {{METH_FASTCALL | METH_KEYWORDS, put}}, original_put);
+    plan_swap(type.ptr(), "put_nowait", {{METH_FASTCALL | METH_KEYWORDS, put_nowait}}, original_put_nowait);
     original_empty = method_of(type.ptr(), "empty").ml_meth;
 }
 

@@ -335,21 +335,17 @@ void find_epoll_words(PyObject* epoll_object) {
 
 void plan_select() {
     const Ref module = steal(PyImport_ImportModule("select"));
-    const Replacement selects[] = {{METH_FASTCALL, as_c_function(select)}};
-    plan_swap(module.ptr(), "select", selects, original_select);
+    plan_swap(module.ptr(), "select", {{METH_FASTCALL, select}}, original_select);
 
     const Ref poll_object = steal(PyObject_CallMethod(module.ptr(), "poll", nullptr));
     find_poll_words(poll_object.ptr());
-    const Replacement polls[] = {{METH_FASTCALL, as_c_function(poll)}};
-    plan_swap(reinterpret_cast<PyObject*>(Py_TYPE(poll_object.ptr())), "poll", polls, original_poll);
+    plan_swap(reinterpret_cast<PyObject*>(Py_TYPE(poll_object.ptr())), "poll", {{METH_FASTCALL, poll}}, original_poll);
 
     const Ref epoll_type = steal(PyObject_GetAttrString(module.ptr(), "epoll"));
     const Ref epoll_object = steal(PyObject_CallNoArgs(epoll_type.ptr()));
     find_epoll_words(epoll_object.ptr());
-    const Replacement epoll_polls[] = {{METH_FASTCALL | METH_KEYWORDS, as_c_function(epoll_poll)}};
-    const Replacement epoll_closes[] = {{METH_NOARGS, epoll_close}};
-    plan_swap(epoll_type.ptr(), "poll", epoll_polls, original_epoll_poll);
-    plan_swap(epoll_type.ptr(), "close", epoll_closes, original_epoll_close);
+    plan_swap(epoll_type.ptr(), "poll", {{METH_FASTCALL | METH_KEYWORDS, epoll_poll}}, original_epoll_poll);
+    plan_swap(epoll_type.ptr(), "close", {{METH_NOARGS, epoll_close}}, original_epoll_close);
 }
 
 }  // namespace gossamer::interpose

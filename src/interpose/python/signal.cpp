@@ -139,14 +139,10 @@ PyObject* pause(PyObject* module, PyObject* unused) {
 
 void plan_signal() {
     const Ref module = steal(PyImport_ImportModule("_signal"));
-    const auto plan = [&](const char* name, int flags, PyCFunction function, PyCFunction& original) {
-        const Replacement replacements[] = {{flags, function}};
-        plan_swap(module.ptr(), name, replacements, original);
-    };
-    plan("sigwait", METH_O, wait_then_take<original_sigwait>, original_sigwait);
-    plan("sigwaitinfo", METH_O, wait_then_take<original_sigwaitinfo>, original_sigwaitinfo);
-    plan("sigtimedwait", METH_FASTCALL, as_c_function(sigtimedwait), original_sigtimedwait);
-    plan("pause", METH_NOARGS, pause, original_pause);
+    plan_swap(module.ptr(), "sigwait", {{METH_O, wait_then_take<original_sigwait>}}, original_sigwait);
+    plan_swap(module.ptr(), "sigwaitinfo", {{METH_O, wait_then_take<original_sigwaitinfo>}}, original_sigwaitinfo);
+    plan_swap(module.ptr(), "sigtimedwait", {{METH_FASTCALL, sigtimedwait}}, original_sigtimedwait);
+    plan_swap(module.ptr(), "pause", {{METH_NOARGS, pause}}, original_pause);
 }
 
 }  // namespace gossamer::interpose

@@ -833,29 +833,21 @@ void plan_socket() {
     const Ref module = steal(PyImport_ImportModule("_socket"));
     const Ref type = steal(PyObject_GetAttrString(module.ptr(), "socket"));
     find_socket_words(type.ptr());
-    const auto plan = [&](const char* name, int flags, PyCFunction function, PyCFunction& original) {
-        const Replacement replacements[] = {{flags, function}};
-        plan_swap(type.ptr(), name, replacements, original);
-    };
-    plan("_accept", METH_NOARGS, accept, original_accept);
-    plan("connect", METH_O, connect, original_connect);
-    plan("connect_ex", METH_O, connect_ex, original_connect_ex);
-    plan("recv", METH_VARARGS, recv, original_recv);
-    plan("recv_into", kKeywords, as_c_function(recv_into), original_recv_into);
-    plan("recvfrom", METH_VARARGS, recvfrom, original_recvfrom);
-    plan("recvfrom_into", kKeywords, as_c_function(recvfrom_into), original_recvfrom_into);
-    plan("recvmsg", METH_VARARGS, recvmsg, original_recvmsg);
-    plan("recvmsg_into", METH_VARARGS, recvmsg_into, original_recvmsg_into);
-    const auto plan_send = [&](const char* name, PyCFunction function, FastFunction fast, PyCFunction& original) {
-        const Replacement replacements[] = {{METH_VARARGS, function}, {METH_FASTCALL, as_c_function(fast)}};
-        plan_swap(type.ptr(), name, replacements, original);
-    };
-    plan_send("send", send, send_fast, original_send);
-    plan_send("sendall", sendall, sendall_fast, original_sendall);
-    plan_send("sendmsg", sendmsg, sendmsg_fast, original_sendmsg);
-    plan("sendto", METH_VARARGS, sendto, original_sendto);
-    plan("close", METH_NOARGS, close, original_close);
-    plan("detach", METH_NOARGS, detach, original_detach);
+    plan_swap(type.ptr(), "_accept", {{METH_NOARGS, accept}}, original_accept);
+    plan_swap(type.ptr(), "connect", {{METH_O, connect}}, original_connect);
+    plan_swap(type.ptr(), "connect_ex", {{METH_O, connect_ex}}, original_connect_ex);
+    plan_swap(type.ptr(), "recv", {{METH_VARARGS, recv}}, original_recv);
+    plan_swap(type.ptr(), "recv_into", {{kKeywords, recv_into}}, original_recv_into);
+    plan_swap(type.ptr(), "recvfrom", {{METH_VARARGS, recvfrom}}, original_recvfrom);
+    plan_swap(type.ptr(), "recvfrom_into", {{kKeywords, recvfrom_into}}, original_recvfrom_into);
+    plan_swap(type.ptr(), "recvmsg", {{METH_VARARGS, recvmsg}}, original_recvmsg);
+    plan_swap(type.ptr(), "recvmsg_into", {{METH_VARARGS, recvmsg_into}}, original_recvmsg_into);
+    plan_swap(type.ptr(), "send", {{METH_VARARGS, send}, {METH_FASTCALL, send_fast}}, original_send);
+    plan_swap(type.ptr(), "sendall", {{METH_VARARGS, sendall}, {METH_FASTCALL, sendall_fast}}, original_sendall);
+    plan_swap(type.ptr(), "sendmsg", {{METH_VARARGS, sendmsg}, {METH_FASTCALL, sendmsg_fast}}, original_sendmsg);
+    plan_swap(type.ptr(), "sendto", {{METH_VARARGS, sendto}}, original_sendto);
+    plan_swap(type.ptr(), "close", {{METH_NOARGS, close}}, original_close);
+    plan_swap(type.ptr(), "detach", {{METH_NOARGS, detach}}, original_detach);
 }
 
 void adopt_socket_type() {

@@ -514,14 +514,10 @@ void find_reference_word(PyObject* module, PyObject* type) {
 void plan_ssl_module(PyObject* module) {
     const Ref type = steal(PyObject_GetAttrString(module, "_SSLSocket"));
     find_reference_word(module, type.ptr());
-    const auto plan = [&](const char* name, int flags, PyCFunction function, PyCFunction& original) {
-        const Replacement replacements[] = {{flags, function}};
-        plan_swap(type.ptr(), name, replacements, original);
-    };
-    plan("do_handshake", METH_NOARGS, do_handshake, original_do_handshake);
-    plan("read", METH_VARARGS, read, original_read);
-    plan("write", METH_O, write, original_write);
-    plan("shutdown", METH_NOARGS, shutdown, original_shutdown);
+    plan_swap(type.ptr(), "do_handshake", {{METH_NOARGS, do_handshake}}, original_do_handshake);
+    plan_swap(type.ptr(), "read", {{METH_VARARGS, read}}, original_read);
+    plan_swap(type.ptr(), "write", {{METH_O, write}}, original_write);
+    plan_swap(type.ptr(), "shutdown", {{METH_NOARGS, shutdown}}, original_shutdown);
 }
 
 }  // namespace

@@ -136,14 +136,10 @@ PyObject* setprofile_all_threads(PyObject* module, PyObject* function) {
 
 void plan_sys() {
     const Ref module = steal(PyImport_ImportModule("sys"));
-    const Replacement frames[] = {{METH_NOARGS, current_frames}};
-    const Replacement exceptions[] = {{METH_NOARGS, current_exceptions}};
-    const Replacement traces[] = {{METH_O, settrace_all_threads}};
-    const Replacement profiles[] = {{METH_O, setprofile_all_threads}};
-    plan_swap(module.ptr(), "_current_frames", frames, original_current_frames);
-    plan_swap(module.ptr(), "_current_exceptions", exceptions, original_current_exceptions);
-    plan_swap(module.ptr(), "_settraceallthreads", traces, original_settrace);
-    plan_swap(module.ptr(), "_setprofileallthreads", profiles, original_setprofile);
+    plan_swap(module.ptr(), "_current_frames", {{METH_NOARGS, current_frames}}, original_current_frames);
+    plan_swap(module.ptr(), "_current_exceptions", {{METH_NOARGS, current_exceptions}}, original_current_exceptions);
+    plan_swap(module.ptr(), "_settraceallthreads", {{METH_O, settrace_all_threads}}, original_settrace);
+    plan_swap(module.ptr(), "_setprofileallthreads", {{METH_O, setprofile_all_threads}}, original_setprofile);
 }
 
 }  // namespace gossamer::interpose

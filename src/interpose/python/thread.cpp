@@ -281,21 +281,15 @@ void plan_thread() {
     plan_locks(module.ptr());
     plan_thread_identity(module.ptr());
     plan_thread_end(module.ptr());
-    const Replacement starts[] = {{METH_VARARGS, start_new_thread}};
-    const Replacement old_starts[] = {{METH_VARARGS, start_new}};
-    const Replacement hooks[] = {{METH_O, excepthook}};
-    const Replacement interrupts[] = {{METH_VARARGS, interrupt_main}};
-    plan_swap(module.ptr(), "start_new_thread", starts, original_start_new_thread);
-    plan_swap(module.ptr(), "start_new", old_starts, original_start_new, true);
-    plan_swap(module.ptr(), "_excepthook", hooks, original_excepthook);
-    plan_swap(module.ptr(), "interrupt_main", interrupts, original_interrupt_main);
+    plan_swap(module.ptr(), "start_new_thread", {{METH_VARARGS, start_new_thread}}, original_start_new_thread);
+    plan_swap(module.ptr(), "start_new", {{METH_VARARGS, start_new}}, original_start_new, true);
+    plan_swap(module.ptr(), "_excepthook", {{METH_O, excepthook}}, original_excepthook);
+    plan_swap(module.ptr(), "interrupt_main", {{METH_VARARGS, interrupt_main}}, original_interrupt_main);
     if (cpython::kPython313) {
-        const Replacement joinables[] = {{METH_VARARGS | METH_KEYWORDS, as_c_function(start_joinable_thread)}};
-        const Replacement shutdowns[] = {{METH_NOARGS, shutdown}};
-        const Replacement mains[] = {{METH_NOARGS, main_ident}};
-        plan_swap(module.ptr(), "start_joinable_thread", joinables, original_start_joinable_thread);
-        plan_swap(module.ptr(), "_shutdown", shutdowns, original_shutdown);
-        plan_swap(module.ptr(), "_get_main_thread_ident", mains, original_main_ident);
+        plan_swap(module.ptr(), "start_joinable_thread", {{METH_VARARGS | METH_KEYWORDS, start_joinable_thread}},
+                  original_start_joinable_thread);
+        plan_swap(module.ptr(), "_shutdown", {{METH_NOARGS, shutdown}}, original_shutdown);
+        plan_swap(module.ptr(), "_get_main_thread_ident", {{METH_NOARGS, main_ident}}, original_main_ident);
     }
 }
 

@@ -78,8 +78,7 @@ void finish_thread(sched::VirtualThread& thread) {
 void keep_thread_alive_after_fork(sched::VirtualThread&) noexcept {}
 
 void plan_thread_end(PyObject* thread_module) {
-    const Replacement sentinels[] = {{METH_NOARGS, set_sentinel}};
-    plan_swap(thread_module, "_set_sentinel", sentinels, original_set_sentinel);
+    plan_swap(thread_module, "_set_sentinel", {{METH_NOARGS, set_sentinel}}, original_set_sentinel);
 }
 
 void adopt_thread_ends() {

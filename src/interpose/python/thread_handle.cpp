@@ -247,10 +247,8 @@ void plan_thread_end(PyObject* thread_module) {
     const Ref type = steal(PyObject_GetAttrString(thread_module, "_ThreadHandle"));
     find_handle_words(thread_module, type.ptr());
     original_is_done = method_of(type.ptr(), "is_done").ml_meth;
-    const Replacement joins[] = {{METH_VARARGS, join}};
-    const Replacement set_dones[] = {{METH_NOARGS, set_done}};
-    plan_swap(type.ptr(), "join", joins, original_join);
-    plan_swap(type.ptr(), "_set_done", set_dones, original_set_done);
+    plan_swap(type.ptr(), "join", {{METH_VARARGS, join}}, original_join);
+    plan_swap(type.ptr(), "_set_done", {{METH_NOARGS, set_done}}, original_set_done);
 }
 
 }  // namespace gossamer::interpose

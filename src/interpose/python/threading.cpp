@@ -39,8 +39,8 @@ PyObject* register_at_fork(PyObject* self, PyObject* const* args, Py_ssize_t cou
 
 void plan_threading() {
     const Ref module = steal(PyImport_ImportModule("posix"));
-    const Replacement replacements[] = {{METH_FASTCALL | METH_KEYWORDS, as_c_function(register_at_fork)}};
-    plan_swap(module.ptr(), "register_at_fork", replacements, original_register_at_fork);
+    plan_swap(module.ptr(), "register_at_fork", {{METH_FASTCALL | METH_KEYWORDS, register_at_fork}},
+              original_register_at_fork);
 }
 
 }  // namespace gossamer::interpose

@@ -40,8 +40,7 @@ PyObject* sleep(PyObject* module, PyObject* seconds) {
 
 void plan_time() {
     const cpython::Ref module = cpython::steal(PyImport_ImportModule("time"));
-    const Replacement replacements[] = {{METH_O, sleep}};
-    plan_swap(module.ptr(), "sleep", replacements, original_sleep);
+    plan_swap(module.ptr(), "sleep", {{METH_O, sleep}}, original_sleep);
 }
 
 }  // namespace gossamer::interpose
