@@ -8,16 +8,7 @@ namespace gossamer::cpython {
 void FiberState::begin(PyThreadState& tstate, StackBounds bounds, void* chunk, void* chunk_end) noexcept {
     bounds_ = bounds;
     version_.begin(tstate, bounds.size_bytes);
-    // Safety: a root chunk is one whose `previous` is null; its first slot stays empty, so that popping the last frame
-    // never pops the chunk (push_chunk in Python/pystate.c). The interpreter frees only chunks that it pushed itself.
-    auto* root = static_cast<_PyStackChunk*>(chunk);
-    root->previous = nullptr;
-    root->size = static_cast<std::size_t>(static_cast<char*>(chunk_end) - static_cast<char*>(chunk));
-    root->top = 0;
-    root->data[0] = nullptr;
-    chunk_ = root;
-    chunk_top_ = &root->data[1];
-    chunk_limit_ = static_cast<PyObject**>(chunk_end);
+    data_stack_.begin(chunk, chunk_end);
     depth_ = 0;
     exc_base_ = {};
     exc_info_ = &exc_base_;

@@ -77,9 +77,7 @@ public:
     /// The same without what belongs to the thread: for one of several stacks of a thread (loop/greenlet_thread.hpp).
     void save_shared(PyThreadState& tstate) noexcept {
         version_.save(tstate);
-        chunk_ = tstate.datastack_chunk;
-        chunk_top_ = tstate.datastack_top;
-        chunk_limit_ = tstate.datastack_limit;
+        data_stack_.save(tstate);
         depth_ = tstate.py_recursion_limit - tstate.py_recursion_remaining;
         exception_ = tstate.current_exception;
         exc_info_ = tstate.exc_info;
@@ -95,9 +93,7 @@ public:
     /// Parks: no. Thread: carrier. Python: attached.
     void restore(PyThreadState& tstate) noexcept {
         version_.restore(tstate, bounds_.base, bounds_.size_bytes);
-        tstate.datastack_chunk = chunk_;
-        tstate.datastack_top = chunk_top_;
-        tstate.datastack_limit = chunk_limit_;
+        data_stack_.restore(tstate);
         tstate.py_recursion_remaining = tstate.py_recursion_limit - depth_;
         tstate.current_exception = exception_;
         tstate.exc_info = exc_info_;
@@ -147,9 +143,7 @@ private:
     void restore_rare(PyThreadState& tstate) noexcept;
 
     VersionState version_;
-    _PyStackChunk* chunk_ = nullptr;
-    PyObject** chunk_top_ = nullptr;
-    PyObject** chunk_limit_ = nullptr;
+    DataStack data_stack_;
     int depth_ = 0;
     int tracing_ = 0;
     int what_event_ = -1;

@@ -10,6 +10,38 @@
 
 namespace gossamer::cpython {
 
+/// Where the interpreter puts the frames of Python functions: the chunk of memory that is used, and its rest.
+class DataStack {
+public:
+    /// An empty one in [chunk, chunk_end).
+    void begin(void* chunk, void* chunk_end) noexcept {
+        // Safety: a root chunk is one whose `previous` is null; its first slot stays empty, so that popping the last frame
+        // never pops the chunk (push_chunk in Python/pystate.c). The interpreter frees only chunks that it pushed itself.
+        chunk_ = static_cast<_PyStackChunk*>(chunk);
+        chunk_->previous = nullptr;
+        chunk_->size = static_cast<std::size_t>(static_cast<char*>(chunk_end) - static_cast<char*>(chunk));
+        chunk_->top = 0;
+        chunk_->data[0] = nullptr;
+        top_ = &chunk_->data[1];
+        limit_ = static_cast<PyObject**>(chunk_end);
+    }
+    void save(const PyThreadState& tstate) noexcept {
+        chunk_ = tstate.datastack_chunk;
+        top_ = tstate.datastack_top;
+        limit_ = tstate.datastack_limit;
+    }
+    void restore(PyThreadState& tstate) const noexcept {
+        tstate.datastack_chunk = chunk_;
+        tstate.datastack_top = top_;
+        tstate.datastack_limit = limit_;
+    }
+
+private:
+    _PyStackChunk* chunk_ = nullptr;
+    PyObject** top_ = nullptr;
+    PyObject** limit_ = nullptr;
+};
+
 #if PY_VERSION_HEX < 0x030E0000
 /// 3.12 and 3.13 count C recursion.
 class CountedRecursion {

@@ -34,13 +34,7 @@ public:
     void prepare(PyObject* stub_code, StackBounds bounds, void* chunk, void* chunk_end) noexcept {
         bounds_ = bounds;
         prepare_stub(reinterpret_cast<PyCodeObject*>(stub_code));
-        // Safety: as in FiberState::begin.
-        chunk_ = static_cast<_PyStackChunk*>(chunk);
-        chunk_->previous = nullptr;
-        chunk_->size = static_cast<std::size_t>(static_cast<char*>(chunk_end) - static_cast<char*>(chunk));
-        chunk_->top = 0;
-        chunk_->data[0] = nullptr;
-        chunk_limit_ = static_cast<PyObject**>(chunk_end);
+        empty_data_stack_.begin(chunk, chunk_end);
 #if PY_VERSION_HEX < 0x030E0000
         CountedRecursion recursion;
         recursion.begin(bounds.size_bytes);
@@ -53,9 +47,7 @@ public:
         keep_caller(tstate, thread);
         begin_frames(tstate);
         tstate.exc_info = &exc_base_;
-        tstate.datastack_chunk = chunk_;
-        tstate.datastack_top = &chunk_->data[1];
-        tstate.datastack_limit = chunk_limit_;
+        empty_data_stack_.restore(tstate);
         begin_stack(tstate);
     }
 
@@ -69,9 +61,7 @@ public:
     void park(PyThreadState& tstate, FiberState& thread) noexcept {
         frames_.save(tstate);
         exc_info_ = tstate.exc_info;
-        parked_chunk_ = tstate.datastack_chunk;
-        parked_top_ = tstate.datastack_top;
-        parked_limit_ = tstate.datastack_limit;
+        data_stack_.save(tstate);
         depth_ = caller_remaining_ - tstate.py_recursion_remaining;
         tracing_ = tstate.tracing;
         what_event_ = tstate.what_event;
@@ -91,9 +81,7 @@ public:
         thread.set_bounds(parked_bounds_);
         frames_.restore(tstate);
         tstate.exc_info = exc_info_;
-        tstate.datastack_chunk = parked_chunk_;
-        tstate.datastack_top = parked_top_;
-        tstate.datastack_limit = parked_limit_;
+        data_stack_.restore(tstate);
         tstate.py_recursion_remaining = caller_remaining_ - depth_;
         tstate.tracing = tracing_;
         tstate.what_event = what_event_;
@@ -148,9 +136,7 @@ private:
         stub_.previous = frame_of(tstate);
         exc_base_.previous_item = caller_exc_info_ = tstate.exc_info;
         caller_context_ = tstate.context;
-        caller_chunk_ = tstate.datastack_chunk;
-        caller_top_ = tstate.datastack_top;
-        caller_limit_ = tstate.datastack_limit;
+        caller_data_stack_.save(tstate);
         caller_remaining_ = tstate.py_recursion_remaining;
         caller_tracing_ = tstate.tracing;
         caller_what_event_ = tstate.what_event;
@@ -224,9 +210,7 @@ private:
     void give_back(PyThreadState& tstate, FiberState& thread) noexcept {
         caller_frames_.restore(tstate);
         tstate.exc_info = caller_exc_info_;
-        tstate.datastack_chunk = caller_chunk_;
-        tstate.datastack_top = caller_top_;
-        tstate.datastack_limit = caller_limit_;
+        caller_data_stack_.restore(tstate);
         thread.set_bounds(caller_bounds_);
 #ifdef Py_GIL_DISABLED
         continue_critical_sections(tstate, caller_critical_section_);
@@ -289,9 +273,7 @@ private:
     Frames caller_frames_;
     _PyErr_StackItem* caller_exc_info_ = nullptr;
     PyObject* caller_context_ = nullptr;  // borrowed
-    _PyStackChunk* caller_chunk_ = nullptr;
-    PyObject** caller_top_ = nullptr;
-    PyObject** caller_limit_ = nullptr;
+    DataStack caller_data_stack_;
     StackBounds caller_bounds_;
     int caller_remaining_ = 0;
     int caller_tracing_ = 0;
@@ -307,11 +289,8 @@ private:
     _PyErr_StackItem exc_base_{};
     PyObject* context_ = nullptr;
     PyObject* callers_context_ = nullptr;
-    _PyStackChunk* chunk_ = nullptr;
-    PyObject** chunk_limit_ = nullptr;
-    _PyStackChunk* parked_chunk_ = nullptr;
-    PyObject** parked_top_ = nullptr;
-    PyObject** parked_limit_ = nullptr;
+    DataStack empty_data_stack_;
+    DataStack data_stack_;
     StackBounds bounds_;
     StackBounds parked_bounds_;
     _PyInterpreterFrame stub_{};
