@@ -8,6 +8,8 @@ Where a plain function awaits decides who runs the awaitable:
 - on an ordinary thread: a loop that the thread keeps for itself;
 - in a callback of a loop, which cannot be left: a loop of its own, beside the callback's, which stands still.
 
+Outside of a task each call is a task of its own, but in a block of `syncify`'s (`_block_task`).
+
 From the import of this module on the tasks of every loop are on stacks of their own (`let_plain_functions_await`). A
 step that runs at that moment is not: the call runs the loop itself until the awaitable has ended, if it is asyncio's.
 """
@@ -31,11 +33,11 @@ from collections.abc import (
     Generator,
     Iterator,
 )
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
 from types import TracebackType
 from typing import Any, overload
 
-from gossamer import _blocking, _core, _nested_run
+from gossamer import _block_task, _blocking, _core, _nested_run
 from gossamer._contexts import lent_context
 from gossamer._event_loop import EventLoop, new_event_loop
 from gossamer._scope import shield
@@ -71,21 +73,51 @@ def _await_outside(awaitable: Any) -> Any:
     running = asyncio._get_running_loop()
     if running is not None:
         _blocking.use_carrier_for(running)
-        if _is_step_on_the_stack_of(running):
-            return _run_loop_until_ended(running, awaitable)
+    block_task = _block_task.current()
     if asyncio.isfuture(awaitable):
         loop = awaitable.get_loop()
-        if loop is running:
+        if loop is running and not _is_step_on_the_stack_of(running):
             awaitable_name = type(awaitable).__name__
             raise RuntimeError(f"this {awaitable_name} belongs to the running loop, which cannot run while this waits")
-        return _wait_for_future(awaitable, loop)
+        if loop is not running and (block_task is None or loop is not block_task.loop):
+            return _wait_for_future(awaitable, loop)
     coroutine = awaitable if inspect.iscoroutine(awaitable) else _as_coroutine(awaitable)
     with lent_context() as context:
-        if running is not None:
-            return _beside(running, functools.partial(_run, context), coroutine)
-        if _core.is_virtual():
-            return _wait_for_task(coroutine, context, _loop_for_hub())
+        if block_task is not None:
+            return block_task.run(coroutine, context)
+        return _run_outside(running, coroutine, context)
+
+
+def _run_outside(
+    running: asyncio.AbstractEventLoop | None, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context
+) -> Any:
+    """Run ``coroutine`` as a task of whichever loop the caller has, and wait for its end."""
+    if running is None and _core.is_virtual():
+        return _wait_for_task(coroutine, context, _loop_for_hub())
+    if running is None:
         return _thread_loop.runner.run(coroutine, context=context)
+    if _is_step_on_the_stack_of(running):
+        return _run_loop_until_ended(running, coroutine, context)
+    return _beside(running, functools.partial(_run, context), coroutine)
+
+
+def _make_block_task() -> _block_task.BlockTask:
+    running = asyncio._get_running_loop()
+    if running is not None:
+        _blocking.use_carrier_for(running)
+    if running is None and _core.is_virtual():
+        ident, loop = _core.hub_ident(), _loop_for_hub()
+        return _block_task.BlockTask(
+            lambda coroutine: _wait_for_task(coroutine, contextvars.Context(), loop),
+            is_loop_ending=lambda: _loop_of_hub.get(ident) is not loop,
+        )
+    if running is None or _is_step_on_the_stack_of(running):
+        return _block_task.BlockTask(lambda coroutine: _run_outside(running, coroutine, contextvars.Context()))
+    runner = asyncio.Runner(loop_factory=new_event_loop)
+    return _block_task.BlockTask(
+        lambda coroutine: _beside(running, functools.partial(runner.run, context=contextvars.Context()), coroutine),
+        close=lambda: _beside(running, lambda _nothing: runner.close(), None),
+    )
 
 
 async def _as_coroutine[T](awaitable: Awaitable[T]) -> T:
@@ -106,25 +138,24 @@ def _is_step_on_the_stack_of(loop: asyncio.AbstractEventLoop) -> bool:
     )
 
 
-def _run_loop_until_ended(loop: Any, awaitable: Awaitable[Any]) -> Any:
-    """Run ``loop`` from within the step of one of its tasks, which cannot be left, until ``awaitable`` has ended.
+def _run_loop_until_ended(loop: Any, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context) -> Any:
+    """Run ``loop`` from within the step of one of its tasks, which cannot be left, until ``coroutine`` has ended.
 
     No other step comes to lie on top of this one: they begin on stacks of their own by now. A cancellation of the task,
-    or the end of the loop's run, cancels the awaitable.
+    or the end of the loop's run, cancels the coroutine.
     """
     outer: Any = asyncio.tasks._swap_current_task(loop, None)  # type: ignore[attr-defined]
     left_to_run = len(loop._ready)  # at most: for the turn of the loop that this step belongs to
     try:
-        with lent_context() as context:
-            inner = loop.create_task(_as_coroutine(awaitable), context=context)
-            is_cancelled = False
-            try:
-                while not inner.done():
-                    if (loop._stopping or outer._must_cancel) and not is_cancelled:
-                        is_cancelled = inner.cancel(outer._cancel_message)
-                    loop._run_once()
-            finally:
-                inner.cancel()
+        inner = loop.create_task(coroutine, context=context)
+        is_cancelled = False
+        try:
+            while not inner.done():
+                if (loop._stopping or outer._must_cancel) and not is_cancelled:
+                    is_cancelled = inner.cancel(outer._cancel_message)
+                loop._run_once()
+        finally:
+            inner.cancel()
     finally:
         asyncio.tasks._swap_current_task(loop, outer)  # type: ignore[attr-defined]
         nothing = asyncio.Handle(int, (), loop)
@@ -149,8 +180,18 @@ def _wait_for_task[T](
     coroutine: Coroutine[Any, Any, T], context: contextvars.Context, loop: asyncio.AbstractEventLoop
 ) -> T:
     """Run ``coroutine`` as a task of a loop that runs elsewhere on this hub, and wait for its end."""
-    task: asyncio.Task[T]
+    task: asyncio.Task[T | None]
+    ending: BaseException | None = None
     until_ended = _lock_that_is_held()
+
+    async def run() -> T | None:
+        # What ends a program ends the caller, not the loop that others use too.
+        nonlocal ending
+        try:
+            return await coroutine
+        except (SystemExit, KeyboardInterrupt) as error:
+            ending = error
+            return None
 
     def end(_task: object) -> None:
         until_ended.release()
@@ -158,7 +199,7 @@ def _wait_for_task[T](
     def start() -> None:
         # Its first step runs at once, so that a cancellation finds it begun, as it would in an `await`.
         nonlocal task
-        task = asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)
+        task = asyncio.Task(_named_as(coroutine, run()), loop=loop, context=context, eager_start=True)
         if task.done():
             until_ended.release()
         else:
@@ -167,7 +208,16 @@ def _wait_for_task[T](
     loop.call_soon_threadsafe(start)
     interruption = _wait_in_any_case(until_ended, lambda: loop.call_soon_threadsafe(lambda: task.cancel()))
     with _reporting(interruption):
-        return task.result()
+        result = task.result()
+        if ending is not None:
+            raise ending
+        return result  # type: ignore[return-value]
+
+
+def _named_as(coroutine: Any, other: Any) -> Any:
+    """Give the coroutine ``other`` the name of ``coroutine``, and return it."""
+    other.__name__, other.__qualname__ = coroutine.__name__, coroutine.__qualname__
+    return other
 
 
 def _lock_that_is_held() -> _thread.LockType:
@@ -192,18 +242,12 @@ def _wait_in_any_case(until_ended: _thread.LockType, cancel: Callable[[], object
 @contextmanager
 def _reporting(interruption: BaseException | None) -> Iterator[None]:
     """The block takes the result, which decides about a cancellation; any other interruption is raised after it."""
-    if interruption is None:
+    if interruption is None or isinstance(interruption, asyncio.CancelledError):
         yield
         return
-    is_cancelled = isinstance(interruption, asyncio.CancelledError)
-    try:
+    with suppress(asyncio.CancelledError):
         yield
-    except asyncio.CancelledError:
-        if is_cancelled:
-            _core.raise_cancellation_again()
-            raise
-    if not is_cancelled:
-        raise interruption
+    raise interruption
 
 
 class _Lifetime:
@@ -280,9 +324,7 @@ class _Cancellable:
         """Return what to run."""
         if not inspect.iscoroutine(self._main):
             return self._main
-        coroutine: Any = self._run()
-        coroutine.__name__, coroutine.__qualname__ = self._main.__name__, self._main.__qualname__
-        return coroutine
+        return _named_as(self._main, self._run())
 
     async def _run(self) -> Any:
         self._task = asyncio.current_task()
@@ -421,14 +463,35 @@ class _AsyncManager[T]:
 class _SyncManager[T]:
     def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
         self._manager = manager
+        self._blocks: list[_block_task.BlockTask | None] = []  # one for each time that it is entered
 
     def __enter__(self) -> T:
-        return await_(self._manager.__aenter__())
+        block = _enter_block()
+        try:
+            entered = await_(self._manager.__aenter__())
+        except BaseException:
+            _leave_block(block)
+            raise
+        self._blocks.append(block)
+        return entered
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        return await_(self._manager.__aexit__(kind, error, trace))
+        try:
+            return await_(self._manager.__aexit__(kind, error, trace))
+        finally:
+            _leave_block(self._blocks.pop())
+
+
+def _enter_block() -> _block_task.BlockTask | None:
+    """From now on one task awaits what the caller awaits; None: the task that the caller runs in does."""
+    return None if _core.can_await_in_task() else _block_task.enter(_make_block_task)
+
+
+def _leave_block(block: _block_task.BlockTask | None) -> None:
+    if block is not None:
+        block.leave()
 
 
 _end = object()
@@ -445,6 +508,7 @@ async def _async_iterator[T](iterator: Iterator[T]) -> AsyncIterator[T]:
 
 
 def _sync_iterator[T](iterator: AsyncIterator[T]) -> Iterator[T]:
+    block = _enter_block()
     try:
         while True:
             try:
@@ -453,5 +517,8 @@ def _sync_iterator[T](iterator: AsyncIterator[T]) -> Iterator[T]:
                 return
             yield item
     finally:
-        if isinstance(iterator, AsyncGenerator):
-            await_(iterator.aclose())
+        try:
+            if isinstance(iterator, AsyncGenerator):
+                await_(iterator.aclose())
+        finally:
+            _leave_block(block)

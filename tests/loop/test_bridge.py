@@ -4,10 +4,13 @@
 import asyncio
 import contextvars
 import functools
+import gc
+import os
 import queue
 import signal
 import sysconfig
 import threading
+import time
 import traceback
 
 import gossamer as gs
@@ -30,6 +33,8 @@ def add_plainly(left, right):
 class Everywhere:
     """Awaits in each place where no `await` may stand."""
 
+    died = queue.SimpleQueue()
+
     def __init__(self):
         self.number = await_(add(1, 2))
 
@@ -43,19 +48,58 @@ class Everywhere:
     def __eq__(self, other):
         return await_(add(self.number, 0)) == other
 
-    __hash__ = None
+    def __hash__(self):
+        return add_plainly(self.number, 0)
+
+    def __lt__(self, other):
+        return add_plainly(self.number, 0) < add_plainly(other.number, 0)
+
+    def __enter__(self):
+        return add_plainly("en", "tered")
+
+    def __exit__(self, kind, error, trace):
+        return add_plainly(kind is ValueError, 0)
+
+    def __format__(self, specification):
+        return add_plainly("as ", specification)
+
+    def __del__(self):
+        self.died.put(add_plainly("dead ", self.number))
 
     @property
     def double(self):
         return add_plainly(self.number, self.number)
 
 
+class Described:
+    def __set_name__(self, owner, name):
+        self.name = add_plainly(name, "!")
+
+    def __get__(self, instance, owner):
+        return add_plainly(self.name, self.name)
+
+
 def use_everywhere():
-    one = Everywhere()
-    return one.number, one.name, list(one), one == 3, one.double, VARIABLE.get()
+    one, other = Everywhere(), Everywhere()
+    with one as entered:
+        raise ValueError
+    described = type("Owner", (), {"attribute": Described()})().attribute
+    by_key = sorted([2, 1], key=lambda number: add_plainly(number, 0))
+    facts = [one.number, one.name, list(one), one == 3, one.double, {one: "found"}.get(one), sorted([one, other]) == []]
+    facts += [entered, f"{one:text}", described, by_key, list(map(add_plainly, "ab", "cd")), VARIABLE.get()]
+    one.number = "by its references"
+    other.number, other.itself = "in a cycle", other
+    del one
+    gc.collect()
+    facts.append(Everywhere.died.get())
+    del other
+    gc.collect()
+    facts.append(Everywhere.died.get())
+    return facts
 
 
-EVERYWHERE = (3, "name!", [0, 2, 4], True, 6, 7)
+EVERYWHERE = [3, "name!", [0, 2, 4], True, 6, "found", False, "entered", "as text", "attribute!attribute!", [1, 2]]
+EVERYWHERE += [["ac", "bd"], 21, "dead by its references", "dead in a cycle"]
 
 
 def in_virtual_thread(function):
@@ -87,12 +131,58 @@ def on_ordinary_thread(function):
     return contextvars.copy_context().run(function)
 
 
-def in_callback(function):
+def in_task_of_uvloop(function):
+    uvloop = pytest.importorskip("uvloop")
+
     async def main():
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
-        loop.call_soon(lambda: future.set_result(function()))
-        return await future
+        return await asyncify(function)()
+
+    return asyncio.run(main(), loop_factory=uvloop.new_event_loop)
+
+
+def in_task_of_uvloop_inside(function):
+    uvloop = pytest.importorskip("uvloop")
+
+    async def main():
+        return function()
+
+    return gs.run(lambda: asyncio.run(main(), loop_factory=uvloop.new_event_loop))
+
+
+def on_another_os_thread(function):
+    outcomes = queue.SimpleQueue()
+    thread = threading.Thread(target=lambda: outcomes.put(function()), daemon=True)
+    thread.start()
+    thread.join()
+    return outcomes.get(block=False)
+
+
+async def call_in_callback(function):
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    loop.call_soon(lambda: future.set_result(function()))
+    return await future
+
+
+def in_callback(function):
+    return gs.run(call_in_callback, function)
+
+
+def in_callback_of_a_stock_loop(function):
+    return asyncio.run(call_in_callback(function))
+
+
+def in_callback_of_uvloop(function):
+    uvloop = pytest.importorskip("uvloop")
+    return asyncio.run(call_in_callback(function), loop_factory=uvloop.new_event_loop)
+
+
+def in_generator(function):
+    def generator():
+        yield function()
+
+    async def main():
+        return next(generator())
 
     return gs.run(main)
 
@@ -114,8 +204,14 @@ PLACES = [
     in_task_of_our_loop,
     in_task_of_a_stock_loop,
     in_task_of_a_stock_loop_inside,
+    in_task_of_uvloop,
+    in_task_of_uvloop_inside,
     on_ordinary_thread,
+    on_another_os_thread,
     in_callback,
+    in_callback_of_a_stock_loop,
+    in_callback_of_uvloop,
+    in_generator,
     in_coroutine_driven_by_hand,
 ]
 
@@ -164,7 +260,7 @@ def test_asyncio_run_runs_apart_wherever_it_is_called(place):
     assert (1, 3) == place(call)
 
 
-@pytest.mark.parametrize("place", [in_virtual_thread, in_task_of_our_loop, in_task_of_a_stock_loop, on_ordinary_thread])
+@pytest.mark.parametrize("place", [place for place in PLACES if "callback" not in place.__name__])
 def test_a_nesting_of_two_hundred(place):
     def plain(depth):
         return depth and 1 + await_(coroutine(depth - 1))
@@ -428,11 +524,97 @@ def test_the_other_colour_of_iterators_and_context_managers():
         syncify(7)
 
 
-def test_no_os_thread_is_started_for_a_crossing():
+def os_threads():
+    return set(os.listdir("/proc/self/task"))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_os_thread_is_started_for_a_crossing(place):
+    """Not one of threading's, nor of ours: those that there are after the first crossing stay alone."""
+
+    def cross():
+        add_plainly(1, 2)
+        before = os_threads()
+        use_everywhere()
+        asyncio.run(add(1, 2))
+        return os_threads() - before
+
+    assert set() == place(cross)
+
+
+def test_no_os_thread_is_started_for_many_crossings_at_once():
     async def main():
         await asyncify(add_plainly)(1, 2)
-        before = threading.active_count()
+        before = os_threads()
         results = await asyncio.gather(*(asyncify(add_plainly)(number, 1) for number in range(50)))
-        return results == list(range(1, 51)), threading.active_count() - before
+        return results == list(range(1, 51)), os_threads() - before
 
-    assert (True, 0) == gs.run(main)
+    assert (True, set()) == gs.run(main)
+
+
+@pytest.mark.parametrize("place", [in_virtual_thread, in_callback])
+def test_what_ends_a_program_ends_the_caller_and_no_loop_that_others_use(place):
+    """It ended the loop of the hub, or never arrived when the awaitable raised it at once."""
+
+    async def exit_at_once():
+        raise SystemExit(3)
+
+    async def interrupt_later():
+        await asyncio.sleep(0)
+        raise KeyboardInterrupt
+
+    def call():
+        with pytest.raises(SystemExit, match="3"):
+            await_(exit_at_once())
+        with pytest.raises(KeyboardInterrupt):
+            await_(interrupt_later())
+        return add_plainly(1, 2)
+
+    assert 3 == place(call)
+
+
+def test_another_await_of_the_hub_goes_on_when_one_exits():
+    async def wait(event):
+        await event.wait()
+        return "waited"
+
+    async def exit_later():
+        await asyncio.sleep(0)
+        raise SystemExit
+
+    def main():
+        event = asyncio.Event()
+        with gs.scope() as scope:
+            waiting = scope.spawn(lambda: await_(wait(event)))
+            gs.checkpoint()
+            with pytest.raises(SystemExit):
+                await_(exit_later())
+            event.set()
+        return waiting.result()
+
+    assert "waited" == gs.run(main)
+
+
+def test_a_cancellation_of_a_virtual_thread_is_raised_once():
+    """It was raised again where the code that cleans up waited next."""
+    seen = []
+
+    def work():
+        try:
+            await_(asyncio.sleep(3600))
+        except asyncio.CancelledError:
+            time.sleep(0)
+            await_(asyncio.sleep(0))
+            seen.append("cleaned up")
+            raise
+
+    def main():
+        with gs.scope() as scope:
+            task = scope.spawn(work)
+            for _ in range(10):
+                gs.checkpoint()
+            task.cancel()
+        return task.cancelled()
+
+    assert gs.run(main)
+    assert ["cleaned up"] == seen

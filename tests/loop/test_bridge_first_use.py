@@ -248,6 +248,47 @@ def test_the_first_call_raises_what_it_awaited_raised():
     assert ["here"] == outcome(program)
 
 
+@both_loops
+def test_the_first_block_has_one_task(loop):
+    program = """
+        import contextlib
+        @contextlib.asynccontextmanager
+        async def limit(seconds):
+            async with asyncio.timeout(seconds):
+                yield asyncio.current_task()
+        async def current_task():
+            return asyncio.current_task()
+        async def main():
+            with gs.syncify(limit(None)) as task:
+                print(gs.await_(current_task()) is task)
+            try:
+                with gs.syncify(limit(0.001)):
+                    gs.await_(asyncio.sleep(3600))
+            except TimeoutError:
+                print("TimeoutError")
+            await asyncio.sleep(0)
+            print(task.done(), len(asyncio.all_tasks()))
+        run(main)
+    """
+
+    assert ["True", "TimeoutError", "True", "1"] == outcome(program, loop)
+
+
+def test_the_first_block_that_is_left_open_ends_with_the_run_of_its_loop():
+    program = """
+        import contextlib
+        @contextlib.asynccontextmanager
+        async def manager():
+            yield
+        async def main():
+            gs.syncify(manager()).__enter__()
+        run(main)
+        print("over")
+    """
+
+    assert ["over"] == outcome(program)
+
+
 def test_the_first_call_on_a_loop_in_c_runs_apart():
     pytest.importorskip("uvloop")
     program = """

@@ -40,12 +40,11 @@ class Place:
         self.loop = asyncio._get_running_loop()
         self.task = None if self.loop is None else asyncio.current_task()
 
-    def check(self, *, is_same_task=True):
-        """A virtual thread that runs no loop awaits each time in another task."""
+    def check(self):
         assert self.value == VARIABLE.get(None)
         assert self.ident == threading.get_ident()
         assert self.loop is asyncio._get_running_loop()
-        assert not is_same_task or self.task is (None if self.loop is None else asyncio.current_task())
+        assert self.task is (None if self.loop is None else asyncio.current_task())
 
 
 class Mixture:
@@ -273,7 +272,7 @@ class Mixture:
                 await self.go_deeper(depth)
                 yield number
         finally:
-            place.check(is_same_task=False)
+            place.check()
 
     def manage_plainly(self, depth):
         with syncify(self.async_manager(depth)):
@@ -287,7 +286,7 @@ class Mixture:
             yield place
         finally:
             await asyncio.sleep(0)
-            place.check(is_same_task=False)
+            place.check()
 
     def run_apart(self, depth):
         if self.random.random() < 0.2:  # a loop and a virtual thread each
