@@ -390,7 +390,8 @@ def syncify[T](iterator: AsyncIterator[T], /) -> Iterator[T]: ...
 def syncify(x: Any, /) -> Any:
     """Give the plain form of a coroutine function, bound method, async context manager or async iterator.
 
-    What it awaits is awaited as by `await_`.
+    What it awaits is awaited as by `await_`. In a ``with`` block or a loop over it, one task awaits all that the caller
+    awaits, also where the caller is in no task: time-outs and task groups that were entered hold for the block.
 
     Raises:
         TypeError: It is none of these.

@@ -64,7 +64,9 @@ def watch_event_loops() -> None:
     _running_loops.watch(_watch_errors_of_loops)
 
 
-def _watch_errors_of_loops(_loop: object) -> None:
+def _watch_errors_of_loops(loop: object) -> None:
     from gossamer import _loop_errors
 
     _loop_errors.install()
+    if loop is not None:
+        _loop_errors.watch(loop)

@@ -116,8 +116,15 @@ with asyncio.Runner(loop_factory={}) as runner:
     runner.run(main())
 print("end")
 """
-STOCK, OURS = "asyncio.new_event_loop", "gossamer.new_event_loop"
-on_both_loops = pytest.mark.parametrize("factory", [STOCK, OURS])
+STOCK, OURS, UVLOOP = "asyncio.new_event_loop", "gossamer.new_event_loop", "__import__('uvloop').new_event_loop"
+on_each_loop = pytest.mark.parametrize("factory", [STOCK, OURS, UVLOOP])
+
+
+@pytest.fixture(autouse=True)
+def uvloop_if_needed(request):
+    if "factory" in request.fixturenames and request.getfixturevalue("factory") == UVLOOP:
+        pytest.importorskip("uvloop")
+
 
 NEVER_RETRIEVED = """
     task = asyncio.create_task(fail())
@@ -159,7 +166,7 @@ EXIT_OF_A_TASK = """
 """
 
 
-@on_both_loops
+@on_each_loop
 @pytest.mark.parametrize(
     "body", [NEVER_RETRIEVED, IN_A_CYCLE, FUTURE, CALLBACK, HANDLER_DEFERS, HANDLER_FAILS], ids=str.strip
 )
@@ -170,13 +177,13 @@ def test_error_that_a_loop_only_tells_of_is_lost(body, factory):
     assert "nobody asked" in result.stderr or "invalid literal" in result.stderr or "ZeroDivision" in result.stderr
 
 
-@on_both_loops
+@on_each_loop
 @pytest.mark.parametrize("body", [HANDLER_TAKES, RETRIEVED, CANCELLED, NEVER_ENDED, EXIT_OF_A_TASK], ids=str.strip)
 def test_error_that_somebody_took_from_a_loop_is_not_lost(body, factory):
     assert 0 == run(ON_LOOP.format(body, factory)).returncode
 
 
-@on_both_loops
+@on_each_loop
 def test_error_of_a_loop_is_told_alone_if_so_wished(factory):
     result = run(ON_LOOP.format(NEVER_RETRIEVED, factory), "--lost-errors=warn")
 
@@ -192,6 +199,26 @@ def test_error_of_a_loop_on_an_os_thread_is_lost():
     start = "import threading; thread = threading.Thread(target=work); thread.start(); thread.join()\n"
 
     assert 1 == run(program.replace("print", start + "print"), "--os-threads").returncode
+
+
+def test_class_of_a_loop_written_in_c_is_as_it_was_after_uninstalling():
+    pytest.importorskip("uvloop")
+    program = (
+        "import asyncio, uvloop\n"
+        "from gossamer import _loop_errors\n"
+        "before = dict(vars(uvloop.Loop))\n"
+        "class Own(uvloop.Loop):\n"
+        "    def default_exception_handler(self, context): super().default_exception_handler(context)\n"
+        "for kind in uvloop.Loop, Own, asyncio.EventLoop if hasattr(asyncio, 'EventLoop') else uvloop.Loop:\n"
+        "    loop = kind(); _loop_errors.watch(loop); loop.close()\n"
+        "print('default_exception_handler' in vars(uvloop.Loop))\n"
+        "_loop_errors.uninstall()\n"
+        "print(vars(uvloop.Loop) == before)\n"
+    )
+
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+
+    assert (0, "True\nTrue\n", "") == (result.returncode, result.stdout, result.stderr)
 
 
 def test_error_of_a_loop_changes_nothing_outside_of_gossamer_run():
