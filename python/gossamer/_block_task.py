@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One asyncio task for all that is awaited in a `with syncify(manager)` block outside of a task.
 
-`asyncio.timeout`, `TaskGroup` and the cancel scopes of libraries belong to the task that enters them: it must leave them
-too, and it is what they cancel. Where the block is in a task, that task awaits everything anyway. Elsewhere each await is
-a task of its own, but for the time of a block: its `BlockTask` awaits what the caller's thread of control awaits.
+`asyncio.timeout`, `TaskGroup` and the cancel scopes of libraries belong to the task that enters them: it must leave
+them too, and it is what they cancel. Where the block is in a task, that task awaits everything anyway. Elsewhere each
+await is a task of its own, but for the time of a block: its `BlockTask` awaits what the caller's thread of control
+awaits.
 
 A cancellation of that task by whoever was entered reaches the caller where it waits:
 
@@ -65,8 +66,8 @@ class BlockTask:
 
         Args:
             run: Runs a coroutine as another task of the loop, cancels that with the caller, and returns its result.
-            is_loop_ending: Whether who cancels the idle task wants it to end; None: the loop runs only during `run`, and
-                at its own end.
+            is_loop_ending: Whether who cancels the idle task wants it to end; None: the loop runs only during `run`,
+                and at its own end.
             close: What to call at the end.
         """
         self.loop: asyncio.AbstractEventLoop | None = None  # known from the first call on

@@ -34,7 +34,7 @@ from collections.abc import (
     Iterator,
 )
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import Any, overload
 
 from gossamer import _block_task, _blocking, _core, _nested_run
@@ -357,11 +357,11 @@ if (_running := asyncio._get_running_loop()) is not None:
 
 
 @overload
-def asyncify[**P, T](function: Callable[P, T], /) -> Callable[P, Coroutine[Any, Any, T]]: ...
-@overload
-def asyncify[T](manager: AbstractContextManager[T], /) -> AbstractAsyncContextManager[T]: ...
+def asyncify[T](manager: AbstractContextManager[T, bool | None], /) -> AbstractAsyncContextManager[T]: ...
 @overload
 def asyncify[T](iterator: Iterator[T], /) -> AsyncIterator[T]: ...
+@overload
+def asyncify[**P, T](function: Callable[P, T], /) -> Callable[P, Coroutine[Any, Any, T]]: ...
 def asyncify(x: Any, /) -> Any:
     """Give the asynchronous form of a plain function, bound method, context manager or iterator.
 
@@ -380,15 +380,23 @@ def asyncify(x: Any, /) -> Any:
 
 
 @overload
-def syncify[**P, T](function: Callable[P, AsyncGenerator[T, Any]], /) -> Callable[P, Generator[T]]: ...
+def syncify[T](manager: AbstractAsyncContextManager[T, bool | None], /) -> AbstractContextManager[T]: ...
+@overload
+def syncify[T](iterator: AsyncIterator[T], /) -> Iterator[T]: ...
 @overload
 def syncify[**P, T](function: Callable[P, Awaitable[T]], /) -> Callable[P, T]: ...
 @overload
-def syncify[T](manager: AbstractAsyncContextManager[T], /) -> AbstractContextManager[T]: ...
+def syncify[**P, T](
+    function: Callable[P, AbstractAsyncContextManager[T, bool | None]], /
+) -> Callable[P, AbstractContextManager[T]]: ...
 @overload
-def syncify[T](iterator: AsyncIterator[T], /) -> Iterator[T]: ...
+def syncify[**P, T](function: Callable[P, AsyncGenerator[T, Any]], /) -> Callable[P, Generator[T]]: ...
+@overload
+def syncify[**P, T](function: Callable[P, AsyncIterator[T]], /) -> Callable[P, Iterator[T]]: ...
 def syncify(x: Any, /) -> Any:
     """Give the plain form of a coroutine function, bound method, async context manager or async iterator.
+
+    That of a function which returns one of the latter two returns its plain form.
 
     What it awaits is awaited as by `await_`. In a ``with`` block or a loop over it, one task awaits all that the caller
     awaits, also where the caller is in no task: time-outs and task groups that were entered hold for the block.
@@ -396,14 +404,12 @@ def syncify(x: Any, /) -> Any:
     Raises:
         TypeError: It is none of these.
     """
-    if hasattr(x, "__aenter__") and hasattr(x, "__aexit__") and not isinstance(x, type):
+    if _is_async_manager(x):
         return _SyncManager(x)
     if isinstance(x, AsyncIterator):
         return _sync_iterator(x)
-    if inspect.isasyncgenfunction(x):
-        return functools.wraps(x)(lambda *args, **kwargs: _sync_iterator(x(*args, **kwargs)))
     if callable(x):
-        return functools.wraps(x)(lambda *args, **kwargs: await_(x(*args, **kwargs)))
+        return _sync_function(x)
     raise TypeError(
         f"syncify() needs a coroutine function, an async context manager or an async iterator, not {type(x).__name__}"
     )
@@ -493,6 +499,23 @@ def _enter_block() -> _block_task.BlockTask | None:
 def _leave_block(block: _block_task.BlockTask | None) -> None:
     if block is not None:
         block.leave()
+
+
+def _is_async_manager(x: object) -> bool:
+    return hasattr(x, "__aenter__") and hasattr(x, "__aexit__") and not isinstance(x, type)
+
+
+def _sync_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        if type(result) is CoroutineType or inspect.isawaitable(result):
+            return await_(result)
+        if _is_async_manager(result):
+            return _SyncManager(result)
+        return _sync_iterator(result) if isinstance(result, AsyncIterator) else await_(result)
+
+    return call
 
 
 _end = object()

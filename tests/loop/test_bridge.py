@@ -2,6 +2,7 @@
 """`await_`, `asyncify` and `syncify`: plain and async code call each other, wherever the call stands."""
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import gc
@@ -522,6 +523,65 @@ def test_the_other_colour_of_iterators_and_context_managers():
         asyncify(7)
     with pytest.raises(TypeError, match="needs a coroutine function"):
         syncify(7)
+
+
+class Methods:
+    @staticmethod
+    async def double_static(number):
+        return 2 * number
+
+    @classmethod
+    async def double_class(cls, number):
+        return 2 * number
+
+    async def __call__(self, number):
+        return 2 * number
+
+    @contextlib.asynccontextmanager
+    async def managed(self, number):
+        yield 2 * number
+
+    async def numbers(self, number):
+        yield 2 * number
+
+    @syncify
+    async def turned(self, number):
+        return 2 * number
+
+    @asyncify
+    def turned_twice(self, number):
+        return self.turned(number)
+
+
+ASYNC_DOUBLES = [
+    Methods.double_static,
+    Methods().double_static,
+    Methods.__dict__["double_static"],
+    Methods.double_class,
+    Methods().double_class,
+    Methods(),
+    functools.partial(Methods.double_class),
+    functools.partial(Methods()),
+    asyncify(Methods().turned),
+    asyncify(functools.partial(Methods().turned)),
+    Methods().turned_twice,
+]
+
+
+@pytest.mark.parametrize("double", ASYNC_DOUBLES, ids=range(len(ASYNC_DOUBLES)))
+@pytest.mark.parametrize("place", [in_virtual_thread, in_task_of_our_loop, on_ordinary_thread])
+def test_the_other_colour_of_each_kind_of_callable(place, double):
+    assert 4 == place(lambda: syncify(double)(2))
+
+
+@pytest.mark.parametrize("place", [in_virtual_thread, in_task_of_our_loop, on_ordinary_thread])
+def test_a_function_that_returns_a_manager_or_an_iterator_returns_its_plain_form(place):
+    def use():
+        with syncify(Methods().managed)(2) as number:
+            pass
+        return number, list(syncify(Methods().numbers)(2)), list(syncify(lambda: Methods().numbers(3))())
+
+    assert (4, [4], [6]) == place(use)
 
 
 def os_threads():

@@ -7,9 +7,10 @@ It is checked and never run, so that what a function does plays no part.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Any, assert_type
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any, Protocol, assert_type, overload
 
 import gossamer as gs
 
@@ -97,6 +98,90 @@ def loops() -> None:
     asyncio.set_event_loop_policy(gs.EventLoopPolicy())  # pyright: ignore[reportDeprecated]
 
 
+class Client:
+    """Plain methods of each kind."""
+
+    def get(self, url: str) -> bytes:
+        return url.encode()
+
+    @classmethod
+    def open(cls, address: str) -> Client:
+        return cls()
+
+    @staticmethod
+    def quote(text: str, safe: str = "/") -> str:
+        return text + safe
+
+    @contextmanager
+    def transaction(self, name: str) -> Generator[int]:
+        yield len(name)
+
+    @gs.asyncify
+    def decorated(self, count: int) -> str:
+        return str(count)
+
+    def __call__(self, number: int) -> float:
+        return number / 2
+
+
+class AsyncClient:
+    """Async methods of each kind."""
+
+    async def get(self, url: str) -> bytes:
+        return url.encode()
+
+    @classmethod
+    async def open(cls, address: str) -> AsyncClient:
+        return cls()
+
+    @staticmethod
+    async def quote(text: str, safe: str = "/") -> str:
+        return text + safe
+
+    @asynccontextmanager
+    async def transaction(self, name: str) -> AsyncGenerator[int]:
+        yield len(name)
+
+    async def lines(self, limit: int) -> AsyncIterator[str]:
+        yield str(limit)
+
+    async def numbers(self, limit: int) -> AsyncGenerator[int]:
+        yield limit
+
+    @gs.syncify
+    async def decorated(self, count: int) -> str:
+        return str(count)
+
+    async def __call__(self, number: int) -> float:
+        return number / 2
+
+
+@overload
+def parse(text: str) -> int: ...
+@overload
+def parse(text: bytes) -> float: ...
+def parse(text: str | bytes) -> float:
+    return int(text)
+
+
+def first[T](items: list[T]) -> T:
+    return items[0]
+
+
+async def first_async[T](items: list[T]) -> T:
+    return items[0]
+
+
+class Named(Protocol):
+    """A callable whose argument has a name."""
+
+    def __call__(self, *, name: str) -> Coroutine[Any, Any, int]: ...
+
+
+async def by_name(*, name: str) -> int:
+    return len(name)
+
+
 def cross(iterator: Iterator[int], lock: AbstractContextManager[str]) -> None:
     assert_type(gs.await_(fetch_async("https://example.org")), bytes)
     assert_type(gs.syncify(fetch_async)("https://example.org"), bytes)
@@ -106,3 +191,53 @@ def cross(iterator: Iterator[int], lock: AbstractContextManager[str]) -> None:
     assert_type(gs.syncify(gs.asyncify(iterator)), Iterator[int])
     assert_type(gs.syncify(gs.asyncify(lock)), AbstractContextManager[str])
     gs.syncify(fetch_async)(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    gs.asyncify(7)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    gs.syncify(fetch)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+async def cross_to_async(client: Client) -> None:
+    assert_type(await gs.asyncify(fetch)("https://example.org", retries=1), bytes)
+    assert_type(await gs.asyncify(client.get)("https://example.org"), bytes)
+    assert_type(await gs.asyncify(Client.get)(client, "https://example.org"), bytes)
+    assert_type(await gs.asyncify(Client.open)("example.org"), Client)
+    assert_type(await gs.asyncify(Client)(), Client)
+    assert_type(await gs.asyncify(Client.quote)("text", safe=""), str)
+    assert_type(await gs.asyncify(client)(7), float)
+    assert_type(await gs.asyncify(partial(fetch, retries=1))("https://example.org"), bytes)
+    assert_type(await client.decorated(7), str)
+    assert_type(await gs.asyncify(first)([1]), int)
+    assert_type(await gs.asyncify(lambda: 7)(), int)
+    async with gs.asyncify(client.transaction("name")) as number, gs.asyncify(open("/dev/null")) as file:
+        assert_type(number, int)
+        assert_type(file.read(), str)
+    async for number in gs.asyncify(iter([1])):
+        assert_type(number, int)
+    parsed: Callable[[str], Coroutine[Any, Any, int]] = gs.asyncify(parse)
+    assert_type(await parsed("7"), int)
+    await gs.asyncify(client.get)(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await gs.asyncify(Client.quote)("text", unsafe=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await client.decorated("7")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def cross_to_plain(client: AsyncClient) -> None:
+    assert_type(gs.syncify(client.get)("https://example.org"), bytes)
+    assert_type(gs.syncify(AsyncClient.get)(client, "https://example.org"), bytes)
+    assert_type(gs.syncify(AsyncClient.open)("example.org"), AsyncClient)
+    assert_type(gs.syncify(AsyncClient.quote)("text", safe=""), str)
+    assert_type(gs.syncify(client)(7), float)
+    assert_type(gs.syncify(partial(fetch_async))("https://example.org"), bytes)
+    assert_type(client.decorated(7), str)
+    assert_type(gs.syncify(first_async)([1]), int)
+    with gs.syncify(client.transaction("name")) as number, gs.syncify(client.transaction)("name") as other:
+        assert_type(number, int)
+        assert_type(other, int)
+    with gs.syncify(asyncio.TaskGroup()) as group:
+        assert_type(group, asyncio.TaskGroup)
+    assert_type(list(gs.syncify(client.lines)(2)), list[str])
+    assert_type(list(gs.syncify(client.numbers)(2)), list[int])
+    assert_type(list(gs.syncify(client.lines(2))), list[str])
+    named: Named = by_name
+    assert_type(gs.syncify(named)(name="name"), int)
+    gs.syncify(client.get)(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    gs.syncify(named)("name")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    client.decorated("7")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
