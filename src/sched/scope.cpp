@@ -261,11 +261,14 @@ PyObject* scope_leave(PyObject* self, PyObject* const* args, Py_ssize_t) {
         PyObject* error = args[0];
         const Ref keep_alive = cpython::borrow(self);
         Hub* hub = Hub::current();
-        if (hub == nullptr || (scope.owner == nullptr && !scope.was_entered)) {
+        // The owner has ended inside, and its hub may have: what is left is to tell of `error`.
+        const bool is_orphan = scope.owner == nullptr && scope.was_entered;
+        if (!is_orphan && (hub == nullptr || scope.owner == nullptr)) {
             cpython::raise(PyExc_RuntimeError, "this scope is not open");
         }
+        const bool is_on_its_hub = hub != nullptr && hub == scope.hub;
         const bool is_cancellation = error != Py_None && cpython::is_cancelled_error(error);
-        const bool is_owner = scope.owner == &hub->running();
+        const bool is_owner = !is_orphan && scope.owner == &hub->running();
         scope.is_joining = true;
         bool is_own = scope.canceller != nullptr && args[1] == Py_True;
         if (scope.has_cancelled_owner && is_owner && scope.canceller == nullptr) {
@@ -277,10 +280,12 @@ PyObject* scope_leave(PyObject* self, PyObject* const* args, Py_ssize_t) {
             if (!is_cancellation) {
                 add_failure(scope, error);
             }
-            abort_scope(scope);
+            if (!is_orphan) {  // it was aborted when its owner ended
+                abort_scope(scope);
+            }
         }
         Ref interruption;
-        if (scope.live_tasks > 0) {
+        if (scope.live_tasks > 0 && (!is_orphan || is_on_its_hub)) {
             interruption = join(*hub, scope);
         }
         if (scope.timer.is_armed()) {

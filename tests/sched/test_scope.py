@@ -2,6 +2,7 @@
 """Scopes: what leaving one waits for, cancels and raises. Case by case as asyncio.TaskGroup and asyncio.timeout do."""
 
 import asyncio
+import concurrent.futures
 import gc
 import queue
 import threading
@@ -412,6 +413,12 @@ def test_scope_can_be_cancelled_from_another_os_thread():
     assert task.cancelled()
 
 
+def in_os_thread(function):
+    """Calls the function in an OS thread of its own; what it raises is raised here."""
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        return executor.submit(function).result()
+
+
 @virtually
 def test_scope_whose_owner_ended_inside_is_cancelled():
     """A generator that was suspended in a scope outlives the virtual thread that entered it."""
@@ -436,22 +443,49 @@ def test_scope_whose_owner_ended_inside_is_cancelled():
     generators.pop().close()
 
 
-def test_scope_left_open_at_the_end_of_run_is_harmless():
+def suspended_in_a_scope(kept):
+    def body():
+        with gs.scope(timeout=1000) as scope:
+            scope.spawn(wait_for_ever)
+            yield
+
+    kept.append(body())
+    next(kept[0])
+
+
+@pytest.mark.parametrize("leave", [lambda call: call(), lambda call: gs.run(call), in_os_thread])
+def test_scope_left_open_at_the_end_of_run_is_left_without_a_word(leave):
     kept = []
+    gs.run(suspended_in_a_scope, kept)
 
-    def main():
-        def body():
-            with gs.scope(timeout=1000) as scope:
-                scope.spawn(wait_for_ever)
-                yield
+    leave(kept.pop().close)
+    gc.collect()
 
+
+def test_error_in_a_scope_left_open_at_the_end_of_run_is_raised():
+    kept = []
+    gs.run(suspended_in_a_scope, kept)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        kept.pop().throw(KeyError("late"))
+
+    assert "(KeyError('late'),)" == repr(caught.value.exceptions)
+
+
+def test_coroutine_that_is_dropped_after_its_run_in_a_scope():
+    async def body():
+        async with gs.scope() as scope:
+            scope.spawn(wait_for_ever)
+            await asyncio.Event().wait()
+
+    async def main():
         kept.append(body())
-        next(kept[0])
+        kept[0].send(None)
 
+    kept = []
     gs.run(main)
 
-    with pytest.raises(RuntimeError, match="not open"):
-        kept.pop().close()
+    kept.clear()  # what it raises nobody can take: a warning, and so an error
     gc.collect()
 
 
