@@ -113,6 +113,9 @@ public:
     /// At the end of the fiber that runs, after clear_thread_data: frees chunks that it pushed beyond its first.
     static void free_pushed_chunks(PyThreadState& tstate) noexcept;
 
+    /// The same for a parked fiber that will never continue.
+    void free_chunks_of_parked() noexcept;
+
     /// Forgets the frames of a fiber that will never continue (in a forked child). Leaks what they refer to.
     void abandon() noexcept { rare_.reset(); }
 

@@ -51,6 +51,17 @@ inline PyCodeObject* code_of(const _PyInterpreterFrame& frame) noexcept {
     return is_entry_from_c(frame) || !PyCode_Check(code) ? nullptr : reinterpret_cast<PyCodeObject*>(code);
 }
 
+/// Whether nothing refers to the frames of this chain but the C stack that evaluates them: no frame object does, and none
+/// belongs to a generator. If that stack never goes on, their memory may go.
+inline bool is_private_chain(const _PyInterpreterFrame* frame) noexcept {
+    for (; frame != nullptr; frame = frame->previous) {
+        if (!is_entry_from_c(*frame) && (frame->owner != FRAME_OWNED_BY_THREAD || frame->frame_obj != nullptr)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /// The first argument of the Python function that the frame runs (its `self`); null if it has none or has deleted it.
 /// Borrowed.
 inline PyObject* first_argument(const _PyInterpreterFrame& frame) noexcept {

@@ -15,6 +15,7 @@
 
 #include "core/assert.hpp"
 #include "cpython/error.hpp"
+#include "cpython/frames.hpp"
 #include "sched/hub.hpp"
 
 namespace gossamer::loop {
@@ -31,6 +32,7 @@ struct GreenletThread::Machine {
 
     std::mutex mutex;
     std::vector<Greenlet*> condemned;  // owned, under the mutex
+    bool has_ended = false;            // under the mutex: the thread takes no more of them
     std::atomic<bool> has_condemned{false};
 };
 
@@ -98,6 +100,10 @@ GreenletThread& GreenletThread::current(cpython::ModuleState& module) {
 void GreenletThread::free_token(PyObject* self) {
     PyTypeObject* type = Py_TYPE(self);
     if (GreenletThread* thread = std::exchange(reinterpret_cast<Token*>(self)->thread, nullptr)) {
+        {
+            const std::lock_guard lock(thread->machine_->mutex);
+            thread->machine_->has_ended = true;
+        }
         thread->end_condemned();
         thread->main_greenlet->status = GreenletStatus::kDead;
         Py_DECREF(thread->object());
@@ -334,11 +340,27 @@ void GreenletThread::call_trace(const char* event, Greenlet& origin, Greenlet& t
     }
 }
 
-void GreenletThread::condemn(Greenlet& greenlet) {
+bool GreenletThread::condemn(Greenlet& greenlet) {
     const std::lock_guard lock(machine_->mutex);
+    if (machine_->has_ended) {
+        return false;
+    }
     machine_->condemned.push_back(&greenlet);
     machine_->has_condemned.store(true);
     Py_INCREF(object_of(greenlet));
+    return true;
+}
+
+void GreenletThread::forget(Greenlet& greenlet) noexcept {
+    const std::lock_guard lock(machine_->mutex);
+    if (greenlet.main != nullptr || !cpython::is_private_chain(greenlet.continuation.state.parked_frame())) {
+        Py_INCREF(object_of(greenlet));  // somebody may look at its frames, so it stays, with its stack
+        return;
+    }
+    greenlet.continuation.state.free_chunks_of_parked();
+    machine_->started.erase(greenlet.stack.limit);
+    machine_->stacks.release(std::exchange(greenlet.stack, {}), false);
+    greenlet.status = GreenletStatus::kDead;
 }
 
 void GreenletThread::end_condemned() {

@@ -75,8 +75,13 @@ public:
     /// once somebody switches here again. Throws ErrorSet: an exception that was thrown in, or before anything has happened.
     [[nodiscard]] Parcel switch_to(Greenlet& target, Parcel parcel);
 
-    /// Has a greenlet that dies in another thread end here, at this thread's next switch. Thread: any. Python: attached.
-    void condemn(Greenlet& greenlet);
+    /// Has a greenlet that dies in another thread end here, at this thread's next switch. Returns whether there may be one:
+    /// the thread has not ended. Thread: any. Python: attached.
+    [[nodiscard]] bool condemn(Greenlet& greenlet);
+
+    /// Gives the stack of a started greenlet back without running it: nobody refers to it, and its thread has ended. As with
+    /// the extension, what its frames refer to lives on. Thread: any. Python: attached.
+    void forget(Greenlet& greenlet) noexcept;
 
     /// Ends a started greenlet that nobody refers to any more, by GreenletExit. Keeps the error indicator.
     void end(Greenlet& greenlet) noexcept;

@@ -302,7 +302,7 @@ int clear(PyObject* self) {
     return 0;  // a greenlet needs its parent until it is dead; a cycle of parents cannot be made
 }
 
-/// Nobody refers to it any more: one that has started ends by GreenletExit, on its own thread.
+/// Nobody refers to it any more: one that has started ends by GreenletExit, on its own thread while there is one.
 void finalise(PyObject* self) {
     Greenlet& greenlet = as_greenlet(self);
     if (greenlet.is_main || greenlet.status != GreenletStatus::kStarted) {
@@ -312,8 +312,8 @@ void finalise(PyObject* self) {
     guarded(0, [&] {
         if (&GreenletThread::current(*greenlet.thread->module) == greenlet.thread) {
             greenlet.thread->end(greenlet);
-        } else {
-            greenlet.thread->condemn(greenlet);
+        } else if (!greenlet.thread->condemn(greenlet)) {
+            greenlet.thread->forget(greenlet);
         }
         return 0;
     });

@@ -4,6 +4,7 @@
 import asyncio
 import contextvars
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -285,3 +286,110 @@ def test_the_main_greenlet_of_a_thread_that_has_ended_may_be_in_a_cycle(greenlet
     gc.collect()
 
     assert main_greenlets[0]() is None
+
+
+def leave_unfinished(greenlet, count, keep):
+    """Returns what starts greenlets in a thread that ends without finishing them, and a list of their exits."""
+    exits = []
+
+    def wait():
+        try:
+            greenlet.getcurrent().parent.switch()
+        except greenlet.GreenletExit:
+            exits.append(True)
+
+    def thread():
+        for _ in range(count):
+            one = greenlet.greenlet(wait)
+            one.switch()
+            keep.append(one)
+
+    return thread, exits
+
+
+def in_virtual_thread(function):
+    with gs.scope() as scope:
+        scope.spawn(function)
+
+
+def in_os_thread(function):
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("place", [in_virtual_thread, in_os_thread])
+def test_greenlets_that_outlive_their_thread_give_their_stacks_back(place):
+    """Nobody can run them any more, so they end without GreenletExit, as the extension's do."""
+
+    def main():
+        import greenlet
+
+        def once():
+            keep = []
+            thread, exits = leave_unfinished(greenlet, 500, keep)
+            place(thread)
+            states = {(bool(one), one.dead) for one in keep}
+            with pytest.raises(greenlet.error, match="happens to have exited"):
+                keep[0].switch()
+            keep.clear()
+            return states, exits
+
+        once()
+        before = resident_bytes()
+        facts = [once() for _ in range(5)]
+        assert 5 * [({(True, False)}, [])] == facts
+        assert resident_bytes() - before < 8 * 1024 * 1024, "twice a page each, 2,500 are 20 MiB"
+
+    gs.run(main)
+
+
+@inside
+def test_a_greenlet_that_outlives_its_thread_and_whose_frame_was_seen_keeps_it(greenlet):
+    keep = []
+    thread, exits = leave_unfinished(greenlet, 1, keep)
+    in_os_thread(thread)
+    frame = keep[0].gr_frame
+
+    keep.clear()
+    gc.collect()
+
+    assert ("wait", True) == (frame.f_code.co_name, "exits" in frame.f_locals)
+    assert [] == exits
+
+
+@inside
+def test_a_greenlet_that_dies_elsewhere_ends_in_its_own_thread_while_that_goes_on(greenlet):
+    keep, seen = [], []
+    started, dropped = threading.Event(), threading.Event()
+
+    def thread():
+        def wait():
+            try:
+                greenlet.getcurrent().parent.switch()
+            except greenlet.GreenletExit:
+                seen.append(threading.get_ident())
+
+        one = greenlet.greenlet(wait)
+        one.switch()
+        keep.append(one)
+        del one
+        started.set()
+        dropped.wait()
+        greenlet.getcurrent()
+        seen.append(threading.get_ident())
+
+    worker = threading.Thread(target=thread)
+    worker.start()
+    started.wait()
+    keep.clear()
+    dropped.set()
+    worker.join()
+
+    assert 2 == len(seen)
+    assert 1 == len(set(seen))
