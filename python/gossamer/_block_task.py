@@ -82,7 +82,8 @@ class BlockTask:
         self._wake_up: asyncio.Future[None] | None = None  # while the task is idle
         self._call: _Call | None = None  # to be begun
         self._is_over = False
-        self._owed: tuple[Any, ...] | None = None  # of a cancellation: what it was called with
+        self._message: tuple[Any, ...] = ()  # of its last cancellation between two calls
+        self._owes_cancellation = False
         self._interrupts: _core.ScopeBase | None = None
         self._requests_at_interrupt = 0  # what the task counted when it cancelled the caller's park; 0: it has not
 
@@ -112,6 +113,11 @@ class BlockTask:
         if self._interrupts is None and self._running_loop is None and _core.is_virtual():
             self._interrupts = _core.ScopeBase()
             self._interrupts._open(None, None)
+
+    def sign(self, error: BaseException | None) -> None:
+        """Give a cancellation that was raised at a park of the block the message that the task was cancelled with."""
+        if isinstance(error, asyncio.CancelledError) and self._requests_at_interrupt > 0 and not error.args:
+            error.args = self._message
 
     def leave(self) -> None:
         """A block is left; the task ends with the last of them."""
@@ -166,10 +172,12 @@ class BlockTask:
     def _cancel(self, message: tuple[Any, ...]) -> None:
         """The caller was cancelled where it waits for the task: by the task itself, or by somebody else."""
         assert self._task is not None
-        self._task.cancel(*message)
         if self._requests_at_interrupt > 0:
             self._requests_at_interrupt = 0
+            self._task.cancel(*self._message)
             self._task.uncancel()  # it has counted this one
+        else:
+            self._task.cancel(*message)
 
     async def _serve(self) -> None:
         while not self._is_over:
@@ -177,9 +185,8 @@ class BlockTask:
             if call is None:
                 await self._idle()
                 continue
-            if self._owed is not None:
-                message, self._owed = self._owed, None
-                self._owe_again(message)
+            if self._owes_cancellation:
+                self._raise_again()
             try:
                 result = await call
             except BaseException as error:
@@ -196,11 +203,12 @@ class BlockTask:
             if self._is_loop_ending():
                 self._is_over = True
             else:
-                self._note_cancellation(error.args)
+                self._message = error.args
+                self._note_cancellation()
         finally:
             self._wake_up = None
 
-    def _note_cancellation(self, message: tuple[Any, ...]) -> None:
+    def _note_cancellation(self) -> None:
         """The task was cancelled between two calls."""
         assert self._task is not None
         if self._task.cancelling() == 0:
@@ -209,13 +217,14 @@ class BlockTask:
             self._requests_at_interrupt = self._task.cancelling()
             self._interrupts.cancel()
         else:
-            self._owed = message
+            self._owes_cancellation = True
 
-    def _owe_again(self, message: tuple[Any, ...]) -> None:
+    def _raise_again(self) -> None:
         """Have the next await of the running task raise what it has counted already."""
         assert self._task is not None
+        self._owes_cancellation = False
         if self._task.cancelling() > 0:
-            self._task.cancel(*message)
+            self._task.cancel(*self._message)
             self._task.uncancel()
 
 

@@ -26,16 +26,18 @@ import weakref
 from asyncio.base_events import BaseEventLoop
 from collections.abc import (
     AsyncGenerator,
+    AsyncIterable,
     AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
     Generator,
+    Iterable,
     Iterator,
 )
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
 from types import CoroutineType, TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from gossamer import _block_task, _blocking, _core, _nested_run
 from gossamer._contexts import lent_context
@@ -356,14 +358,27 @@ if (_running := asyncio._get_running_loop()) is not None:
 # --- The other colour ---
 
 
+if TYPE_CHECKING:  # not every version takes these bases at run time
+
+    class _Managed[M, T](AbstractContextManager[M, bool | None], Iterator[T], Protocol):
+        """A context manager and iterator, as files, cursors and responses are."""
+
+    class _AsyncManaged[M, T](AbstractAsyncContextManager[M, bool | None], AsyncIterator[T], Protocol):
+        """The same, asynchronous."""
+
+
+@overload
+def asyncify[M, T](managed: _Managed[M, T], /) -> _AsyncManaged[M, T]: ...
 @overload
 def asyncify[T](manager: AbstractContextManager[T, bool | None], /) -> AbstractAsyncContextManager[T]: ...
 @overload
 def asyncify[T](iterator: Iterator[T], /) -> AsyncIterator[T]: ...
 @overload
 def asyncify[**P, T](function: Callable[P, T], /) -> Callable[P, Coroutine[Any, Any, T]]: ...
+@overload
+def asyncify[T](iterable: Iterable[T], /) -> AsyncIterator[T]: ...
 def asyncify(x: Any, /) -> Any:
-    """Give the asynchronous form of a plain function, bound method, context manager or iterator.
+    """Give the asynchronous form of a plain function, bound method, context manager or iterator; or of what is both.
 
     What it calls runs in the task that awaits it, and what waits in there suspends that task alone.
 
@@ -371,14 +386,18 @@ def asyncify(x: Any, /) -> Any:
         TypeError: It is none of these.
     """
     if hasattr(x, "__enter__") and hasattr(x, "__exit__") and not isinstance(x, type):
-        return _AsyncManager(x)
+        return _AsyncManagedIterator(x) if isinstance(x, Iterator) else _AsyncManager(x)
     if isinstance(x, Iterator):
         return _async_iterator(x)
     if callable(x):
         return _async_function(x)
+    if isinstance(x, Iterable):
+        return _async_iterator(iter(x))
     raise TypeError(f"asyncify() needs a function, a context manager or an iterator, not {type(x).__name__}")
 
 
+@overload
+def syncify[M, T](managed: _AsyncManaged[M, T], /) -> _Managed[M, T]: ...
 @overload
 def syncify[T](manager: AbstractAsyncContextManager[T, bool | None], /) -> AbstractContextManager[T]: ...
 @overload
@@ -393,8 +412,10 @@ def syncify[**P, T](
 def syncify[**P, T](function: Callable[P, AsyncGenerator[T, Any]], /) -> Callable[P, Generator[T]]: ...
 @overload
 def syncify[**P, T](function: Callable[P, AsyncIterator[T]], /) -> Callable[P, Iterator[T]]: ...
+@overload
+def syncify[T](iterable: AsyncIterable[T], /) -> Iterator[T]: ...
 def syncify(x: Any, /) -> Any:
-    """Give the plain form of a coroutine function, bound method, async context manager or async iterator.
+    """Give the plain form of a coroutine function, bound method, async context manager or async iterator, or of both.
 
     That of a function which returns one of the latter two returns its plain form.
 
@@ -405,11 +426,13 @@ def syncify(x: Any, /) -> Any:
         TypeError: It is none of these.
     """
     if _is_async_manager(x):
-        return _SyncManager(x)
+        return _sync_manager(x)
     if isinstance(x, AsyncIterator):
         return _sync_iterator(x)
     if callable(x):
         return _sync_function(x)
+    if isinstance(x, AsyncIterable):
+        return _sync_iterator(aiter(x))
     raise TypeError(
         f"syncify() needs a coroutine function, an async context manager or an async iterator, not {type(x).__name__}"
     )
@@ -485,10 +508,13 @@ class _SyncManager[T]:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
+        block = self._blocks.pop()
         try:
+            if block is not None:
+                block.sign(error)
             return await_(self._manager.__aexit__(kind, error, trace))
         finally:
-            _leave_block(self._blocks.pop())
+            _leave_block(block)
 
 
 def _enter_block() -> _block_task.BlockTask | None:
@@ -499,6 +525,34 @@ def _enter_block() -> _block_task.BlockTask | None:
 def _leave_block(block: _block_task.BlockTask | None) -> None:
     if block is not None:
         block.leave()
+
+
+class _AsyncManagedIterator[T](_AsyncManager[T]):
+    def __init__(self, manager: Any) -> None:
+        super().__init__(manager)
+        self._iterator = _async_iterator(manager)
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await anext(self._iterator)
+
+
+class _SyncManagedIterator[T](_SyncManager[T]):
+    def __init__(self, manager: Any) -> None:
+        super().__init__(manager)
+        self._iterator = _sync_iterator(aiter(manager))
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._iterator)
+
+
+def _sync_manager(x: Any) -> _SyncManager[Any]:
+    return _SyncManagedIterator(x) if isinstance(x, AsyncIterable) else _SyncManager(x)
 
 
 def _is_async_manager(x: object) -> bool:
@@ -512,8 +566,8 @@ def _sync_function(function: Callable[..., Any]) -> Callable[..., Any]:
         if type(result) is CoroutineType or inspect.isawaitable(result):
             return await_(result)
         if _is_async_manager(result):
-            return _SyncManager(result)
-        return _sync_iterator(result) if isinstance(result, AsyncIterator) else await_(result)
+            return _sync_manager(result)
+        return _sync_iterator(aiter(result)) if isinstance(result, AsyncIterable) else await_(result)
 
     return call
 

@@ -10,6 +10,7 @@ import os
 import queue
 import signal
 import sysconfig
+import tempfile
 import threading
 import time
 import traceback
@@ -582,6 +583,64 @@ def test_a_function_that_returns_a_manager_or_an_iterator_returns_its_plain_form
         return number, list(syncify(Methods().numbers)(2)), list(syncify(lambda: Methods().numbers(3))())
 
     assert (4, [4], [6]) == place(use)
+
+
+class Cursor:
+    """A context manager and iterator, as cursors, files and responses are."""
+
+    def __init__(self):
+        self.log, self.left = [], [2, 1]
+
+    async def __aenter__(self):
+        self.log.append("entered")
+        return self
+
+    async def __aexit__(self, *error):
+        self.log.append("left")
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if not self.left:
+            raise StopAsyncIteration
+        return self.left.pop()
+
+
+@pytest.mark.parametrize("place", [in_virtual_thread, in_task_of_our_loop, on_ordinary_thread])
+def test_what_is_a_manager_and_an_iterator_is_both_in_the_other_colour(place):
+    def use():
+        with syncify(Cursor()) as cursor:
+            numbers = list(syncify(cursor))
+        plain = syncify(Cursor())
+        with plain:
+            numbers += plain
+        return numbers, cursor.log
+
+    async def use_async(file):
+        async with asyncify(file):
+            return [line async for line in asyncify(file)]
+
+    assert ([1, 2, 1, 2], ["entered", "left"]) == place(use)
+    with tempfile.TemporaryFile("w+") as file:
+        file.write("one\ntwo\n")
+        file.seek(0)
+        assert ["one\n", "two\n"] == place(lambda: await_(use_async(file)))
+        assert file.closed
+
+
+@pytest.mark.parametrize("place", [in_virtual_thread, in_task_of_our_loop, on_ordinary_thread])
+def test_the_other_colour_of_what_can_only_be_iterated_over(place):
+    class Numbers:
+        async def __aiter__(self):
+            yield 1
+            yield 2
+
+    async def use():
+        return [number async for number in asyncify([1, 2])]
+
+    assert [1, 2] == place(lambda: list(syncify(Numbers())))
+    assert [1, 2] == place(lambda: await_(use()))
 
 
 def os_threads():

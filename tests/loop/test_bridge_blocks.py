@@ -181,6 +181,66 @@ def test_a_task_of_a_group_that_fails_ends_a_park_of_the_block():
     gs.run(main)
 
 
+@pytest.mark.parametrize("place", [in_virtual_thread, in_task])
+def test_the_cancellation_of_a_park_has_the_message_of_its_task_s(place):
+    messages = []
+
+    @contextlib.asynccontextmanager
+    async def manager():
+        task = asyncio.current_task()
+        task.get_loop().call_later(0.001, task.cancel, "enough")
+        try:
+            yield
+        except asyncio.CancelledError as error:
+            messages.append(error.args)
+            task.uncancel()
+
+    def use():
+        with syncify(manager()):
+            queue.Queue().get()
+        time.sleep(0)
+
+    place(use)
+
+    assert [("enough",)] == messages
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_anyio_s_scopes_and_task_groups_hold_for_a_block(place):
+    anyio = pytest.importorskip("anyio")
+
+    @contextlib.asynccontextmanager
+    async def numbers():
+        send, receive = anyio.create_memory_object_stream(0)
+
+        async def count():
+            async with send:
+                for number in range(3):
+                    await send.send(number)
+
+        async with anyio.create_task_group() as group, receive:
+            group.start_soon(count)
+            yield receive
+            group.cancel_scope.cancel()
+
+    @contextlib.asynccontextmanager
+    async def limit():
+        with anyio.move_on_after(0.001) as scope:
+            yield scope
+
+    def use():
+        with syncify(numbers()) as stream:
+            received = list(syncify(stream))
+        with syncify(limit()) as awaiting:
+            await_(anyio.sleep_forever())
+        with syncify(limit()) as parking:
+            queue.Queue().get() if place in (in_virtual_thread, in_task) else await_(anyio.sleep_forever())
+        await_(anyio.sleep(0))
+        return received, awaiting.cancelled_caught, parking.cancelled_caught
+
+    assert ([0, 1, 2], True, True) == place(use)
+
+
 def test_a_cancelled_virtual_thread_cancels_what_its_block_awaits_once():
     seen = []
 

@@ -156,6 +156,22 @@ class AsyncClient:
         return number / 2
 
 
+class Cursor:
+    """A context manager and iterator."""
+
+    async def __aenter__(self) -> Cursor:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        return None
+
+    def __aiter__(self) -> Cursor:
+        return self
+
+    async def __anext__(self) -> int:
+        raise StopAsyncIteration
+
+
 @overload
 def parse(text: str) -> int: ...
 @overload
@@ -212,6 +228,11 @@ async def cross_to_async(client: Client) -> None:
         assert_type(file.read(), str)
     async for number in gs.asyncify(iter([1])):
         assert_type(number, int)
+    async for number in gs.asyncify([1]):
+        assert_type(number, int)
+    async with gs.asyncify(open("/dev/null")) as file:
+        async for line in gs.asyncify(file):
+            assert_type(line, str)
     parsed: Callable[[str], Coroutine[Any, Any, int]] = gs.asyncify(parse)
     assert_type(await parsed("7"), int)
     await gs.asyncify(client.get)(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -236,6 +257,9 @@ def cross_to_plain(client: AsyncClient) -> None:
     assert_type(list(gs.syncify(client.lines)(2)), list[str])
     assert_type(list(gs.syncify(client.numbers)(2)), list[int])
     assert_type(list(gs.syncify(client.lines(2))), list[str])
+    with gs.syncify(Cursor()) as cursor:
+        assert_type(cursor, Cursor)
+        assert_type(list(gs.syncify(cursor)), list[int])
     named: Named = by_name
     assert_type(gs.syncify(named)(name="name"), int)
     gs.syncify(client.get)(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
