@@ -164,26 +164,10 @@ void FiberState::clear_thread_data(PyThreadState& tstate) noexcept {
     Py_XDECREF(task);
 }
 
-namespace {
-
-/// Frees the chunks that were pushed after the first one, which is returned.
-_PyStackChunk* free_chunks_down_to_first(_PyStackChunk* chunk) noexcept {
-    PyObjectArenaAllocator arena;
-    PyObject_GetArenaAllocator(&arena);
-    while (chunk != nullptr && chunk->previous != nullptr) {
-        _PyStackChunk* previous = chunk->previous;
-        arena.free(arena.ctx, chunk, chunk->size);
-        chunk = previous;
-    }
-    return chunk;
-}
-
-}  // namespace
-
 void FiberState::free_pushed_chunks(PyThreadState& tstate) noexcept {
-    tstate.datastack_chunk = free_chunks_down_to_first(tstate.datastack_chunk);
+    tstate.datastack_chunk = DataStack::down_to_first(tstate.datastack_chunk);
 }
 
-void FiberState::free_chunks_of_parked() noexcept { chunk_ = free_chunks_down_to_first(chunk_); }
+void FiberState::free_chunks_of_parked() noexcept { data_stack_.free_pushed_chunks(); }
 
 }  // namespace gossamer::cpython

@@ -35,6 +35,19 @@ public:
         tstate.datastack_top = top_;
         tstate.datastack_limit = limit_;
     }
+    /// Of a saved one that is not restored any more: frees the chunks that the interpreter pushed after the first.
+    void free_pushed_chunks() noexcept { chunk_ = down_to_first(chunk_); }
+    /// Frees those above the first of a data stack, which is returned.
+    static _PyStackChunk* down_to_first(_PyStackChunk* chunk) noexcept {
+        PyObjectArenaAllocator arena;
+        PyObject_GetArenaAllocator(&arena);
+        while (chunk != nullptr && chunk->previous != nullptr) {
+            _PyStackChunk* previous = chunk->previous;
+            arena.free(arena.ctx, chunk, chunk->size);
+            chunk = previous;
+        }
+        return chunk;
+    }
 
 private:
     _PyStackChunk* chunk_ = nullptr;
