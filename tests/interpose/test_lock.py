@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 import threading
@@ -270,6 +271,36 @@ def test_acquire_takes_the_longest_timeout_there_is():
     assert gs.run(lambda: lock.acquire(timeout=threading.TIMEOUT_MAX))
     with pytest.raises(OverflowError):
         gs.run(lambda: lock.acquire(timeout=threading.TIMEOUT_MAX * 2))
+
+
+@pytest.mark.parametrize("make", [threading.Lock, threading.RLock], ids=["Lock", "RLock"])
+def test_a_condition_that_is_cancelled_twice_gets_its_lock_back(make):
+    """With a Lock that is `Lock.acquire` in Condition._acquire_restore: cancelled there, `with` releases another's lock."""
+    condition = threading.Condition(make())
+    log = []
+
+    def waiter() -> None:
+        try:
+            with condition:
+                condition.wait()
+        finally:
+            log.append("out")
+
+    def main() -> None:
+        with gs.scope() as scope:
+            task = scope.spawn(waiter)
+            gs.checkpoint()
+            with condition:
+                for _ in range(2):
+                    task.cancel()
+                    gs.checkpoint()
+                log.append("held")
+            with pytest.raises(asyncio.CancelledError):
+                task.result()
+
+    gs.run(main)
+
+    assert ["held", "out"] == log
 
 
 def test_a_cancelled_acquire_leaves_the_lock_to_the_next():

@@ -37,6 +37,31 @@ async def test_a_cancellation_reaches_the_parked_call_once_and_may_be_caught():
 
 
 @in_task
+async def test_an_event_that_is_cancelled_twice_gets_its_lock_back():
+    """As anyio cancels: again and again, until the task has left the scope."""
+    event = threading.Event()
+    log = []
+
+    async def waiter():
+        try:
+            event.wait()
+        finally:
+            log.append("out")
+
+    task = asyncio.create_task(waiter())
+    await settle()
+    with event._cond:
+        for _ in range(2):
+            task.cancel()
+            await settle()
+        log.append("held")
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert ["held", "out"] == log
+
+
+@in_task
 async def test_a_cancelled_task_has_the_line_of_the_parked_call_in_its_traceback():
     gate = queue.SimpleQueue()
 

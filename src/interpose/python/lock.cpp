@@ -17,6 +17,7 @@
 #include "core/assert.hpp"
 #include "core/parking_lot.hpp"
 #include "cpython/args.hpp"
+#include "cpython/frames.hpp"
 #include "cpython/ref.hpp"
 #include "interpose/python/install.hpp"
 #include "interpose/python/method_table.hpp"
@@ -182,10 +183,26 @@ void find_lock_words(PyObject* thread_module, PyObject* type) {
     }
 }
 
+/// Whether the calling Python function is Condition._acquire_restore: with a plain lock that is written in Python.
+bool is_called_by_condition(Hub& hub) noexcept {
+    const _PyInterpreterFrame* frame = cpython::running_frame(hub.tstate());
+    const PyCodeObject* code = frame == nullptr ? nullptr : cpython::code_of(*frame);
+    return code != nullptr && PyUnicode_CompareWithASCIIString(code->co_qualname, "Condition._acquire_restore") == 0;
+}
+
 bool acquire_lock(Hub& hub, PyObject* self, const AcquireArguments& arguments) {
     const auto take = [&] { return try_take_lock(self); };
-    return take() || (arguments.blocks &&
-                      sched::wait_until(hub, self, {.what = "Lock.acquire", .object = self}, arguments.deadline, take));
+    if (take()) {
+        return true;
+    }
+    if (!arguments.blocks) {
+        return false;
+    }
+    // A Condition must get its lock back, also when it was cancelled: it is about to release it. The original's wait ends by
+    // a signal handler that raises, so does this.
+    const auto cancellable = is_called_by_condition(hub) ? sched::Cancellable::kNo : sched::Cancellable::kYes;
+    return sched::wait_until(hub, self, {.what = "Lock.acquire", .object = self}, arguments.deadline, take,
+                             cancellable);
 }
 
 PyObject* acquire_lock(PyCFunction original, PyObject* self, PyObject* args, PyObject* kwargs) {
