@@ -17,7 +17,7 @@ CPython's own tests' harness (``../cpython/harness.py``), which this file is a g
     plugins, arguments  of pytest, which loads no other plugins; `variables`, if there are any, are set in both runs
     must_step           false: no coroutine need have run on a stack of its own, which otherwise proves nothing
     [[left_out]]        `test`, `because`: a test, or a file, that is not run at all: it is too long, or needs a network
-    [[flaky]]           `test`, `because`: it failed in one plain run of two; it is run, and its result does not count
+    [[flaky]]           `test`, `because`: it fails by chance, plain or here; it is run, and its result does not count
     [[difference]]      `versions`, `test`, `because`: it passes plain and cannot pass here; a failure if it does
 """
 
