@@ -264,6 +264,14 @@ PyObject* set_own_signal_handler(PyObject*, PyObject* handler) {
     });
 }
 
+/// set_interrupt_function_of_runner(function): handlers that asyncio.Runner makes with it do not count as the program's.
+PyObject* set_interrupt_function_of_runner(PyObject*, PyObject* function) {
+    if (PyInterpreterState_Get() == PyInterpreterState_Main()) {  // no other has signal handlers
+        Hub::on_interrupt_of_runner = Py_NewRef(function);
+    }
+    Py_RETURN_NONE;
+}
+
 PyObject* make_threads_virtual(PyObject*, PyObject* wanted) {
     return guarded<PyObject*>(nullptr, [&] {
         const int is_wanted = PyObject_IsTrue(wanted);
@@ -601,6 +609,7 @@ PyMethodDef functions[] = {{"enter", enter, METH_O, nullptr},
                            {"noting_errors_of", noting_errors_of, METH_O, nullptr},
                            {"track_coroutine_origins", track_coroutine_origins, METH_O, nullptr},
                            {"set_own_signal_handler", set_own_signal_handler, METH_O, nullptr},
+                           {"set_interrupt_function_of_runner", set_interrupt_function_of_runner, METH_O, nullptr},
                            {"make_threads_virtual", make_threads_virtual, METH_O, nullptr},
                            {"hub_ident", hub_ident, METH_NOARGS, nullptr},
                            {"start_virtual_clock", start_virtual_clock, METH_NOARGS, nullptr},

@@ -39,7 +39,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, cont
 from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
-from gossamer import _block_task, _blocking, _core, _nested_run
+from gossamer import _block_task, _blocking, _core, _hub_loops, _nested_run
 from gossamer._contexts import lent_context
 from gossamer._event_loop import EventLoop, new_event_loop
 from gossamer._scope import shield
@@ -268,8 +268,10 @@ class _ThreadLoop(threading.local):
 _thread_loop = _ThreadLoop()
 
 
-def _loop_for_hub() -> EventLoop:
+def _loop_for_hub() -> asyncio.AbstractEventLoop:
     ident = _core.hub_ident()
+    if ident in _hub_loops.lenders:
+        return _hub_loops.lenders[ident]()
     loop = _loop_of_hub.get(ident)
     if loop is None:
         loop = _loop_of_hub[ident] = new_event_loop()

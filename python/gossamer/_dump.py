@@ -131,18 +131,57 @@ def describe_waits(main_waits_for: str) -> str:
     import _thread
 
     threads = snapshot()
+    loops = sys.modules["gossamer._event_loop"].running_loops() if "gossamer._event_loop" in sys.modules else {}
     lines = []
     for thread in threads[:_MOST_IN_AN_ERROR]:
         # The others' main virtual threads are told too, and so may be ready by now.
         if thread.waits_for is None and thread.carrier == _thread.get_ident():
             thread = thread._replace(waits_for=main_waits_for)
-        call = line_of_program(thread.stack)
-        where = f", {call.filename}:{call.lineno} in {call.name}" if call else ""
-        where += f": {call.line}" if call and call.line else ""
-        lines.append(f"  {thread.name}: {thread.waits_for or thread.state}{where}")
+        lines.append(f"  {thread.name}: {thread.waits_for or thread.state}{_where(thread.stack)}")
+        if thread.ident in loops:
+            lines += _describe_waits_of_tasks(loops[thread.ident])
     if len(threads) > len(lines):
         lines.append(f"  ... and {len(threads) - len(lines)} more")
     return "\n".join(lines)
+
+
+def _describe_waits_of_tasks(loop: Any) -> list[str]:
+    import asyncio
+
+    tasks = sorted(asyncio.all_tasks(loop), key=lambda task: (len(task.get_name()), task.get_name()))
+    lines = [f"    {task.get_name()}: {wait_of_task(task)}" for task in tasks[:_MOST_IN_AN_ERROR]]
+    return lines + ([f"    ... and {len(tasks) - len(lines)} more"] if len(tasks) > len(lines) else [])
+
+
+def wait_of_task(task: Any) -> str:
+    """What an asyncio task waits for, and the program's line that does."""
+    coroutine = task.get_coro()
+    for parked, what, _fd, _age, frame, _loop in _core.parked_steps(None):
+        if parked is coroutine:
+            return f"{what}{_where(stack_of(frame))}"
+    return f"an await{_where(_stack_of_coroutine(coroutine))}"
+
+
+def _stack_of_coroutine(coroutine: Any) -> list[FrameSummary]:
+    """Where a suspended coroutine is, and those that it awaits, outermost first."""
+    from traceback import StackSummary
+
+    frames = []
+    while coroutine is not None:
+        prefix = next((prefix for prefix in ("cr", "gi", "ag") if hasattr(coroutine, f"{prefix}_frame")), None)
+        frame = None if prefix is None else getattr(coroutine, f"{prefix}_frame")
+        if prefix is None or frame is None:
+            break
+        frames.append((frame, frame.f_lineno))
+        coroutine = getattr(coroutine, "gi_yieldfrom" if prefix == "gi" else f"{prefix}_await")
+    return [call for call in StackSummary.extract(frames) if not call.filename.startswith(_OWN_FOLDER)]
+
+
+def _where(stack: list[FrameSummary]) -> str:
+    call = line_of_program(stack)
+    if call is None:
+        return ""
+    return f", {call.filename}:{call.lineno} in {call.name}" + (f": {call.line}" if call.line else "")
 
 
 def line_of_program(stack: list[FrameSummary]) -> FrameSummary | None:

@@ -42,6 +42,7 @@ _core.adopt_asyncio(
     asyncio.StreamReaderProtocol,
     asyncio.StreamReader,
 )
+_core.set_interrupt_function_of_runner(asyncio.Runner._on_sigint)  # type: ignore[attr-defined]
 
 from gossamer._transports import (  # noqa: E402 - stands on what was just adopted
     DatagramTransport,
@@ -128,6 +129,14 @@ class _Transports(weakref.WeakValueDictionary[int, Any]):
             super().__delitem__(fd)
 
 
+_loops: weakref.WeakSet[EventLoop] = weakref.WeakSet()
+
+
+def running_loops() -> dict[int, EventLoop]:
+    """Return the loops that run, by the identities of the virtual threads that they run in."""
+    return {loop._thread_id: loop for loop in list(_loops) if loop._thread_id is not None}
+
+
 class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
     """An asyncio event loop that runs in a virtual thread, beside others.
 
@@ -135,6 +144,7 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
     """
 
     # asyncio's own, which type checkers do not know.
+    _thread_id: int | None
     _ssock: Any
     _csock: Any
     _internal_fds: int
@@ -154,6 +164,7 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         self._transports = _Transports(self)
         self._acceptors: dict[socket.socket, _core.Acceptor] = {}
         self._blocking = blocking
+        _loops.add(self)
 
     def _make_self_pipe(self) -> None:
         self._ssock = self._csock = None

@@ -152,6 +152,11 @@ int EpollReactor::add_watch(int fd, FdWatch& watch, std::uint32_t events) {
     return 0;
 }
 
+bool EpollReactor::is_watched(int fd) noexcept {
+    const FdEntry* known = find(fd);
+    return known != nullptr && !known->watches.is_empty();
+}
+
 void EpollReactor::remove_watch(FdWatch& watch) noexcept {
     if (watch.is_linked()) {
         watch.unlink();

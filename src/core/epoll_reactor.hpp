@@ -130,6 +130,9 @@ public:
     /// How many waits and watches are queued.
     std::size_t waiter_count() const noexcept { return waiter_count_; }
 
+    /// Whether a watch is on the descriptor.
+    bool is_watched(int fd) noexcept;
+
 private:
     static constexpr int kBatch = 256;
     static constexpr std::size_t kChunkEntries = 256;

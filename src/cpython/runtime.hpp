@@ -11,6 +11,7 @@
 #include "cpython/api.hpp"
 
 #include <csignal>
+#include <cstring>
 
 namespace gossamer::cpython {
 
@@ -72,15 +73,35 @@ inline PyObject* signal_handler(int number) noexcept {
 /// finalized (Py_RunMain in Modules/main.c). Any eval() since then has taken the word back. Python: attached.
 inline void end_by_interrupt() noexcept { _PyRuntime.signals.unhandled_keyboard_interrupt = 1; }
 
+/// Whether `handler` is the one that asyncio.Runner installs for as long as it runs, `partial(runner._on_sigint, ...)`:
+/// `on_interrupt` is the function of that method, or null. Python: attached.
+inline bool is_handler_of_runner(const void* handler, const void* on_interrupt) noexcept {
+    // Safety: a handler is an object; no partial but functools' own has the name, and its `func` is a plain member.
+    PyObject* object = static_cast<PyObject*>(const_cast<void*>(handler));
+    if (on_interrupt == nullptr || std::strcmp(Py_TYPE(object)->tp_name, "functools.partial") != 0) {
+        return false;
+    }
+    PyObject* function = PyObject_GetAttrString(object, "func");
+    if (function == nullptr) {
+        PyErr_Clear();
+        return false;
+    }
+    const bool is_its = PyMethod_Check(function) && PyMethod_GET_FUNCTION(function) == on_interrupt;
+    Py_DECREF(function);
+    return is_its;
+}
+
 /// Whether the program installed a Python signal handler itself: something other than what `signal` installs at start-up,
-/// and than `own_handler`, which is Gossamer's.
+/// than `own_handler`, which is Gossamer's, and than an asyncio.Runner's for Ctrl-C.
 /// Python: attached.
-inline bool has_program_signal_handler(const void* default_int_handler, const void* own_handler) noexcept {
+inline bool has_program_signal_handler(const void* default_int_handler, const void* own_handler,
+                                       const void* on_interrupt) noexcept {
     for (int number = 1; number < Py_NSIG; ++number) {
         const void* handler = signal_handler(number);
         const bool is_default = handler == nullptr || handler == Py_None || handler == default_int_handler ||
                                 handler == own_handler || handler == _PyRuntime.signals.default_handler ||
-                                handler == _PyRuntime.signals.ignore_handler;
+                                handler == _PyRuntime.signals.ignore_handler ||
+                                is_handler_of_runner(handler, on_interrupt);
         if (!is_default) {
             return true;
         }

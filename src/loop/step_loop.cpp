@@ -30,8 +30,8 @@ PyObject* step_loop_call(PyObject* self, PyObject*, PyObject*) {
     StepLoop& joined = as_step_loop(self);
     std::uint64_t count = 0;
     // EAGAIN: a call that the loop had queued already; there is nothing more to do than usual.
-    [[maybe_unused]] const ssize_t got = ::read(joined.event_fd, &count, sizeof count);
-    joined.is_signalled = false;
+    [[maybe_unused]] const ssize_t got = ::read(joined.event.fd, &count, sizeof count);
+    joined.event.is_signalled = false;
     const Ref keep_alive = cpython::borrow(self);
     return guarded<PyObject*>(nullptr, [&] {
         if (joined.drives && joined.steps != nullptr) {
@@ -80,6 +80,7 @@ void step_loop_dealloc(PyObject* self) {
     StepLoop& joined = as_step_loop(self);
     PyObject_GC_UnTrack(self);
     if (joined.steps != nullptr) {
+        joined.steps->hub().remove_own_event(joined.event);
         std::erase(joined.steps->loops(), &joined);
         if (joined.steps->to_complete == &joined) {
             joined.steps->to_complete = nullptr;
@@ -88,8 +89,8 @@ void step_loop_dealloc(PyObject* self) {
             joined.steps->hub().end_to_be_driven();
         }
     }
-    if (joined.event_fd >= 0) {
-        ::close(joined.event_fd);
+    if (joined.event.fd >= 0) {
+        ::close(joined.event.fd);
     }
     step_loop_clear(self);
     Py_XDECREF(joined.loop);
@@ -117,7 +118,7 @@ bool waits_in_selector(PyObject* loop) noexcept {
 }
 
 void StepLoop::signal() noexcept {
-    if (is_signalled || steps == nullptr) {
+    if (event.is_signalled || steps == nullptr) {
         return;
     }
     if (thread == &steps->hub().running() && thread->inner_waits != nullptr &&
@@ -125,10 +126,10 @@ void StepLoop::signal() noexcept {
         steps->to_complete = this;
         return;
     }
-    is_signalled = true;
+    event.is_signalled = true;
     const std::uint64_t one = 1;
     // EAGAIN: the counter is full, so it is readable.
-    [[maybe_unused]] const ssize_t written = ::write(event_fd, &one, sizeof one);
+    [[maybe_unused]] const ssize_t written = ::write(event.fd, &one, sizeof one);
 }
 
 void StepLoop::arrange_call() {
@@ -195,16 +196,17 @@ StepLoop* attach_to_loop(Steps& steps, PyObject* loop) {
     StepLoop& joined = as_step_loop(object.ptr());
     new (&joined.parked) core::IntrusiveList<Step>;
     new (&joined.woken) core::IntrusiveList<Step>;
-    joined.event_fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (joined.event_fd < 0) {
+    joined.event = {.fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+    if (joined.event.fd < 0) {
         cpython::raise_os_error(errno);
     }
     joined.loop = steal(PyWeakref_NewRef(loop, nullptr)).release();
     joined.key = loop;
     joined.thread = &steps.hub().running();
     steps.loops().push_back(&joined);
+    steps.hub().add_own_event(joined.event);
     joined.steps = &steps;
-    add_reader(loop, joined.event_fd, object.ptr());
+    add_reader(loop, joined.event.fd, object.ptr());
     joined.next_call = core::Deadline::never();
     joined.drives = !waits_in_selector(loop);
     if (joined.drives) {

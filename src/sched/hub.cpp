@@ -71,6 +71,7 @@ void remember_default_int_handler() {
 }  // namespace
 
 void (*Hub::raise_deadlock)(Hub&) = nullptr;
+const void* Hub::on_interrupt_of_runner = nullptr;
 std::atomic<unsigned long> Hub::main_thread_ident_{0};
 bool (*Hub::forbids_wait)(Hub&, const WaitNote&) = nullptr;
 
@@ -569,12 +570,20 @@ void Hub::wait_for_work() {
     is_hopeless_.store(false);
 }
 
+/// Whether somebody waits for a descriptor that another than our own virtual threads can make ready.
+bool Hub::is_event_expected() noexcept {
+    const auto is_hopeless = [this](const OwnEvent* event) {
+        return !event->is_signalled && reactor_->is_watched(event->fd);
+    };
+    return reactor_->waiter_count() > static_cast<std::size_t>(std::ranges::count_if(own_events_, is_hopeless));
+}
+
 /// Whether something else than a thread of the interpreter can wake one of ours.
 bool Hub::has_hope() noexcept {
-    return !timers_.is_empty() || reactor_->waiter_count() > 0 || external_wakes_expected_ > 0 ||
+    return !timers_.is_empty() || is_event_expected() || external_wakes_expected_ > 0 ||
            !mailbox_.is_empty() ||
            (main_ident_ != 0 && (cpython::is_signal_pending() ||
-                                 cpython::has_program_signal_handler(default_int_handler, own_signal_handler)));
+                                 cpython::has_program_signal_handler(default_int_handler, own_signal_handler, on_interrupt_of_runner)));
 }
 
 /// Whether there is no need to stop the world to see that a thread of the interpreter may do what is waited for.

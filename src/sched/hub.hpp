@@ -109,6 +109,12 @@ public:
     virtual std::size_t parked_count() const noexcept = 0;
 };
 
+/// An eventfd that only virtual threads of one hub write.
+struct OwnEvent {
+    int fd = -1;
+    bool is_signalled = false;  // written, and not read yet
+};
+
 class Hub final {
 public:
     /// The hub that runs the calling code, or null: an ordinary thread, or another interpreter on this OS thread.
@@ -263,6 +269,10 @@ public:
     /// A job on the OS-thread pool will wake a virtual thread of this hub: not a deadlock. Thread: carrier.
     void expect_external_wake(int change) noexcept { external_wakes_expected_ += change; }
 
+    /// An event of this hub's, which `event` outlives: a watch of it is no hope in a deadlock. Thread: carrier.
+    void add_own_event(const OwnEvent& event) { own_events_.push_back(&event); }
+    void remove_own_event(const OwnEvent& event) noexcept { std::erase(own_events_, &event); }
+
     /// A thread state that does nothing but wait for the end of the OS thread `joined`: where that is a carrier, it is as
     /// awake as the carrier. Thread: any. Python: attached.
     static void add_joiner(const PyThreadState& joiner, unsigned long joined);
@@ -343,6 +353,10 @@ public:
     /// Sets DeadlockError in the error indicator; installed by the module, which knows the class.
     static void (*raise_deadlock)(Hub&);
 
+    /// The function with which asyncio.Runner handles Ctrl-C, which is no hope in a deadlock either. Borrowed from a class
+    /// of the main interpreter, or null.
+    static const void* on_interrupt_of_runner;
+
     /// A Python signal handler that is no hope in a deadlock, because it is ours. Borrowed, kept for ever. Main hub only.
     const void* own_signal_handler = nullptr;
 
@@ -393,6 +407,7 @@ private:
     VirtualThread* shuffled_ready() noexcept;
     bool advance_virtual_clock() noexcept;
     void ready_one_preempted() noexcept;
+    bool is_event_expected() noexcept;
     bool has_hope() noexcept;
     bool is_clearly_not_last() noexcept;
     static bool is_someone_awake(PyInterpreterState& interpreter) noexcept;
@@ -424,6 +439,7 @@ private:
     core::IntrusiveList<VirtualThread> roster_;
     std::size_t live_count_ = 0;
     int external_wakes_expected_ = 0;
+    std::vector<const OwnEvent*> own_events_;
     std::uint64_t handled_signals_ = 0;
     int usual_origin_depth_ = 0;
     bool is_driven_ = false;
