@@ -25,7 +25,8 @@ from typing import Any
 
 from gossamer import _core, _hub_loops, _run, testing
 from gossamer._contexts import adopt_variables, lent_context
-from gossamer._dump import ThreadSnapshot, snapshot
+from gossamer._dump import ThreadSnapshot, snapshot, wait_of_task
+from gossamer._errors import DeadlockError
 from gossamer._event_loop import new_event_loop
 
 GRACE = 5.0  # seconds that virtual threads which a test left behind get to clean up
@@ -121,25 +122,38 @@ class Environment:
 
         In a task of the loop (an ``async def`` test that asks for a fixture), that task awaits it.
         """
+        __tracebackhide__ = True
         runner = self.runner()
         if asyncio._get_running_loop() is runner.get_loop():
             from gossamer._bridge import await_  # not before it is needed: it changes `asyncio.run`
 
             return await_(coroutine)
         self._stop_keeper()
+        before = self.tasks()
         try:
             with lent_context() as context:
                 return runner.run(coroutine, context=context)
+        except DeadlockError as error:
+            self._cancel(self.tasks() - before)  # they are what waits for ever, the coroutine's own among them
+            raise error.with_traceback(None) from None  # of the loop's alone: the message has the lines
         finally:
             if self._is_running:
                 self._start_keeper()
 
+    def _cancel(self, tasks: set[asyncio.Task[Any]]) -> None:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            self.runner().run(_wait_for_all(tasks))
+
     def run_generator(self, generator: AsyncGenerator[Any]) -> Generator[Any]:
         """Run an async generator that yields once, in one task from its beginning to its end."""
+        __tracebackhide__ = True
         context = contextvars.copy_context()
         may_end = asyncio.Event()
 
         async def drive(value: asyncio.Future[Any]) -> None:
+            __tracebackhide__ = True
             try:
                 async for item in generator:
                     if value.done():
@@ -155,11 +169,13 @@ class Environment:
                 value.set_exception(RuntimeError("an async generator fixture must yield"))
 
         async def begin() -> tuple[asyncio.Task[None], Any]:
+            __tracebackhide__ = True
             loop = asyncio.get_running_loop()
             value = loop.create_future()
             return loop.create_task(drive(value), context=context), await value
 
         async def end() -> None:
+            __tracebackhide__ = True
             may_end.set()
             await task
 
@@ -308,6 +324,10 @@ def _collections() -> list[int]:
     return [generation["collections"] for generation in gc.get_stats()[first:]]
 
 
+async def _wait_for_all(tasks: set[asyncio.Task[Any]]) -> None:
+    await asyncio.wait(tasks)
+
+
 async def _park() -> None:
     time.sleep(0)
 
@@ -324,11 +344,7 @@ def descriptors() -> dict[int, str]:
 
 
 def _describe_task(task: asyncio.Task[Any]) -> str:
-    stack = task.get_stack()
-    if not stack:
-        return repr(task)
-    frame = stack[-1]
-    return f"{task!r}, at {frame.f_code.co_filename}:{frame.f_lineno}"
+    return f"{task.get_name()}, in {wait_of_task(task)}"
 
 
 @contextmanager

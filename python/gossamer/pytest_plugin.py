@@ -259,12 +259,14 @@ class _Plugin:
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_setup(self) -> Generator[None, object, object]:
         """Set up the test."""
+        __tracebackhide__ = True
         with self._running():
             return (yield)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         """Run the test; its function as it is before another plugin makes a plain one of it."""
+        __tracebackhide__ = True
         self._function = item.obj if isinstance(item, pytest.Function) else None
         try:
             with self._running():
@@ -275,6 +277,7 @@ class _Plugin:
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
         """Call the test."""
+        __tracebackhide__ = True
         environment = self._environment
         if environment is None or self._watch is None or "anyio_backend" in pyfuncitem.funcargs:
             return None
@@ -294,6 +297,7 @@ class _Plugin:
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_teardown(self) -> Generator[None, object, object]:
         """Tear the test down."""
+        __tracebackhide__ = True
         with self._running():
             return (yield)
 
@@ -301,6 +305,7 @@ class _Plugin:
     @pytest.hookimpl(wrapper=True, tryfirst=True, specname="pytest_runtest_teardown")
     def pytest_runtest_teardown_was_complete(self) -> Generator[None, object, object]:
         """Look for what the test and its fixtures left behind, once they are torn down."""
+        __tracebackhide__ = True
         try:
             result = yield
         except Exception as error:
@@ -360,11 +365,13 @@ def _as_plain(
     if inspect.isasyncgenfunction(function):
 
         def generate(**arguments: Any) -> Generator[Any]:
+            __tracebackhide__ = True
             yield from environment.run_generator(bound()(**arguments))
 
         return generate
 
     def call(**arguments: Any) -> Any:
+        __tracebackhide__ = True
         return environment.run_coroutine(bound()(**arguments))
 
     return call

@@ -243,6 +243,38 @@ LEFT_BEHIND = {
         "a thread that has not ended",
     ),
     "descriptor": ("def test_bad(): kept.append(open('/dev/null'))", "is open: /dev/null"),
+    "future error": (
+        "async def test_bad(): asyncio.get_running_loop().create_future().set_exception(ValueError('lost'))",
+        "Future exception was never retrieved",
+    ),
+    "error kept by an old cycle": (
+        "async def fail(): raise ValueError('lost')\n"
+        "async def test_bad():\n    box = [asyncio.create_task(fail())]\n    box.append(box)\n"
+        "    await asyncio.sleep(0)\n    await asyncio.sleep(0)\n    gc.collect()",
+        "Task exception was never retrieved",
+    ),
+    "error of a virtual thread": (
+        "def test_bad(): gossamer._core.spawn(lambda: 1 / 0); gossamer.checkpoint()",
+        "an exception that nobody took",
+    ),
+    "blocking task": (
+        "async def wait(): time.sleep(999)\n"
+        "async def test_bad(): kept.append(asyncio.create_task(wait())); await asyncio.sleep(0)",
+        "in wait: async def wait(): time.sleep(999)",
+    ),
+    "timer": ("def test_bad(): threading.Timer(999, print).start()", "a thread that has not ended"),
+    "deadlock of a task": (
+        "async def test_bad(): await asyncio.get_running_loop().create_future()",
+        "in test_bad: async def test_bad(): await asyncio.get_running_loop().create_future()",
+    ),
+    "deadlock of a blocking task": (
+        "async def test_bad(): queue.Queue().get()",
+        "in test_bad: async def test_bad(): queue.Queue().get()",
+    ),
+    "deadlock beside a loop": (
+        "@pytest.fixture\nasync def beside(): yield\ndef test_bad(beside): queue.Queue().get()",
+        "in test_bad: def test_bad(beside): queue.Queue().get()",
+    ),
     "deadlock": ("def test_bad(): queue.Queue().get()", "every virtual thread waits, and nothing can wake one"),
 }
 
@@ -250,7 +282,7 @@ LEFT_BEHIND = {
 @pytest.mark.parametrize("what", LEFT_BEHIND)
 def test_what_a_test_leaves_behind_fails_it_alone(run_tests, what):
     source, message = LEFT_BEHIND[what]
-    prelude = "import asyncio, queue, threading, time\nkept = []\n" + MARKED
+    prelude = "import asyncio, gc, queue, threading, time\nkept = []\n" + MARKED
     good = "\ndef test_good(): time.sleep(0)\nasync def test_good_too(): await asyncio.sleep(0)\n"
 
     result = run_tests(prelude + source + good)
@@ -258,6 +290,64 @@ def test_what_a_test_leaves_behind_fails_it_alone(run_tests, what):
     assert message in result.output
     assert 1 == result.outcomes.get("failed", 0) + result.outcomes.get("error", 0)
     assert "test_it.py::test_bad" in result.output.partition("short test summary")[2]
+
+
+def test_what_the_loop_needs_for_itself_is_not_left_behind(run_tests):
+    source = (
+        MARKED
+        + """
+import asyncio, threading, time
+async def test_blocking_call(): time.sleep(0.001)
+async def test_thread_of_the_executor(): assert 3 == await asyncio.to_thread(lambda: 3)
+async def test_resolver(): await asyncio.get_running_loop().getaddrinfo("localhost", 80)
+async def test_child(): await (await asyncio.create_subprocess_exec("true")).wait()
+def test_loop_of_its_own(): asyncio.run(asyncio.to_thread(time.sleep, 0.001))
+"""
+    )
+
+    result = run_tests(source)
+
+    assert {"passed": 5} == result.outcomes, result.output
+
+
+def test_what_was_told_to_end_is_not_left_behind(run_tests):
+    source = (
+        MARKED
+        + """
+import asyncio, threading
+async def test_task():
+    task = asyncio.create_task(asyncio.sleep(999))
+    await asyncio.sleep(0)
+    task.cancel()
+def test_thread():
+    stop = threading.Event()
+    threading.Thread(target=stop.wait).start()
+    stop.set()
+"""
+    )
+
+    assert {"passed": 2} == run_tests(source).outcomes
+
+
+def test_a_leak_of_a_test_whose_fixture_fails_is_told_with_it_and_not_of_the_next_test(run_tests):
+    source = (
+        MARKED
+        + """
+async def work(): pass
+@pytest.fixture(scope="module")
+async def held(): yield
+@pytest.fixture
+def broken(held): yield; raise ValueError("broken")
+def test_bad(broken): work()
+def test_good(held): pass
+"""
+    )
+
+    result = run_tests(source)
+
+    assert {"passed": 2, "error": 1} == result.outcomes, result.output
+    assert "ValueError: broken" in result.output
+    assert "coroutine 'work' was never awaited" in result.output
 
 
 def test_what_a_fixture_of_a_wider_scope_holds_is_not_left_behind(run_tests):
