@@ -14,13 +14,14 @@ Example::
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import time
 import unittest
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from gossamer import _core, _run
 
@@ -51,10 +52,8 @@ def virtual_clock() -> Iterator[VirtualClock]:
 
     Then the clock jumps to the earliest sleep or time-out, so that a test of an hour takes no time.
     `time.monotonic`, `time.time`, `time.perf_counter` and their ``_ns`` forms agree with it, however they were
-    imported;
-    `datetime` does not. A job on the OS-thread pool (a name look-up) is waited for in real time; what another
-    process or
-    an OS thread does is not, unless it has done it before all wait.
+    imported; `datetime` does not. A job on the OS-thread pool (a name look-up) is waited for in real time; what another process
+    or an OS thread does is not, unless it has done it before all wait.
 
     Raises:
         RuntimeError: Outside of Gossamer, or inside of another such block.
@@ -110,31 +109,47 @@ class TestCase(unittest.IsolatedAsyncioTestCase):
     """A `unittest.TestCase` whose tests run inside Gossamer.
 
     A ``def`` test runs in a virtual thread, an ``async def`` test on Gossamer's loop, so do `setUp`, `asyncSetUp` and
-    their counterparts; every ``threading.Thread`` that they start is virtual. A test fails if it leaves behind a
-    coroutine that was never awaited, an exception that nobody took, an asyncio task, a virtual thread or a descriptor.
+    their counterparts; every ``threading.Thread`` that they start is virtual, and while plain code runs the loop runs
+    beside it. A test fails if it leaves behind a coroutine that was never awaited, an exception that nobody took, an
+    asyncio task, a virtual thread or a descriptor. `setUpClass` and `setUpModule` run outside.
 
     Attributes:
         clock: "real", or "virtual": sleeps and time-outs take no time (see `virtual_clock`).
         seeds: How many orders of ready threads to run each test in, from seed 0 on; the first one that fails ends it
             and names its seed. ``GOSSAMER_SEED=7`` in the environment runs that one alone. None: the usual order.
+        may_leave: What a test may leave behind: of "descriptors", "tasks", "threads".
     """
 
     clock: Literal["real", "virtual"] = "real"
     seeds: int | None = None
+    may_leave: Collection[str] = ()
 
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
-        """Run the test, once or once a seed."""
+        """Run the test, once or once a seed, which is one test to ``result``."""
         if self.seeds is None:
             return self._run_with(None, result)
-        if result is None:
-            raise TypeError("a test with seeds needs a result to report to")
-        for seed in _chosen(self.seeds):
-            before = len(result.failures) + len(result.errors)
-            self._run_with(seed, result)
-            if len(result.failures) + len(result.errors) > before:
-                print(f"gossamer.testing: {self.id()} failed with seed {seed}; GOSSAMER_SEED={seed} runs it again")
-                break
-        return result
+        is_whole_run = result is None
+        told = self.defaultTestResult() if result is None else result
+        if is_whole_run:
+            told.startTestRun()
+        told.startTest(self)
+        try:
+            for seed in _chosen(self.seeds):
+                each = _ResultOfOneSeed(told)
+                self._run_with(seed, cast("unittest.TestResult", each))
+                if not each.has_passed:
+                    if each.has_failed:
+                        print(
+                            f"gossamer.testing: {self.id()} failed with seed {seed}; GOSSAMER_SEED={seed} runs it again"
+                        )
+                    break
+            else:
+                told.addSuccess(self)
+        finally:
+            told.stopTest(self)
+            if is_whole_run:
+                told.stopTestRun()
+        return told
 
     def _run_with(self, seed: int | None, result: unittest.TestResult | None) -> unittest.TestResult | None:
         from gossamer import _test_run
@@ -142,17 +157,74 @@ class TestCase(unittest.IsolatedAsyncioTestCase):
         self._environment = environment = _test_run.Environment()
         environment.enter()
         try:
-            with environment.test(clock=self.clock, seed=seed) as self._watch:
+            with (
+                environment.test(clock=self.clock, seed=seed, may_leave=self.may_leave) as self._watch,
+                environment.running(),
+            ):
                 self.addCleanup(self._fail_for_what_is_left)
                 return super().run(result)
         finally:
             environment.leave()
 
-    def _setupAsyncioRunner(self) -> None:  # noqa: N802 - unittest's name
+    # unittest's own, and their names.
+    def _setupAsyncioRunner(self) -> None:  # noqa: N802
         assert self._environment is not None
         self._asyncioRunner = self._environment.runner()
+
+    def _tearDownAsyncioRunner(self) -> None:  # noqa: N802
+        self._environment.close_loop()
+
+    def _callAsync(self, func: Callable[..., Coroutine[Any, Any, Any]], /, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
+        return self._asyncioTestContext.run(self._environment.run_coroutine, func(*args, **kwargs))  # type: ignore[attr-defined]
+
+    def _callMaybeAsync(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
+        if inspect.iscoroutinefunction(func):
+            return self._callAsync(func, *args, **kwargs)
+        return self._asyncioTestContext.run(func, *args, **kwargs)  # type: ignore[attr-defined]
 
     def _fail_for_what_is_left(self) -> None:
         problem = self._watch.problem()
         if problem is not None:
             self.fail(problem)
+
+
+class _ResultOfOneSeed:
+    """Tells a result what one run of a test says of itself, but not that it starts, passes and ends."""
+
+    def __init__(self, result: unittest.TestResult) -> None:
+        self._result = result
+        self.has_failed = False
+        self.has_passed = True  # so far
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._result, name)
+
+    def startTest(self, test: unittest.TestCase) -> None:  # noqa: N802
+        pass
+
+    stopTest = addSuccess = startTest  # noqa: N815
+
+    def addError(self, *arguments: Any) -> None:  # noqa: N802
+        self.has_failed, self.has_passed = True, False
+        self._result.addError(*arguments)
+
+    def addFailure(self, *arguments: Any) -> None:  # noqa: N802
+        self.has_failed, self.has_passed = True, False
+        self._result.addFailure(*arguments)
+
+    def addSubTest(self, test: unittest.TestCase, subtest: unittest.TestCase, error: Any) -> None:  # noqa: N802
+        if error is not None:
+            self.has_failed, self.has_passed = True, False
+            self._result.addSubTest(test, subtest, error)
+
+    def addUnexpectedSuccess(self, *arguments: Any) -> None:  # noqa: N802
+        self.has_failed, self.has_passed = True, False
+        self._result.addUnexpectedSuccess(*arguments)
+
+    def addSkip(self, *arguments: Any) -> None:  # noqa: N802
+        self.has_passed = False
+        self._result.addSkip(*arguments)
+
+    def addExpectedFailure(self, *arguments: Any) -> None:  # noqa: N802
+        self.has_passed = False
+        self._result.addExpectedFailure(*arguments)
