@@ -136,6 +136,12 @@ class Environment:
         except DeadlockError as error:
             self._cancel(self.tasks() - before)  # they are what waits for ever, the coroutine's own among them
             raise error.with_traceback(None) from None  # of the loop's alone: the message has the lines
+        except BaseException as error:
+            for task in self.tasks() - before:
+                if task.get_coro() is coroutine:  # it was interrupted: by a time-out, say
+                    error.add_note(f"{task.get_name()} waits: {wait_of_task(task)}")
+                    task.cancel()
+            raise
         finally:
             if self._is_running:
                 self._start_keeper()

@@ -224,7 +224,7 @@ class _Plugin:
     ) -> Generator[None, object, object]:
         """Have a fixture that is a coroutine function or an async generator run on the loop."""
         environment, watch = self._environment, self._watch
-        if environment is None or watch is None or "anyio_backend" in request.fixturenames:
+        if environment is None or watch is None or request.node.get_closest_marker("anyio"):
             return (yield)
         function = fixturedef.func
         is_async = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
@@ -279,7 +279,7 @@ class _Plugin:
         """Call the test."""
         __tracebackhide__ = True
         environment = self._environment
-        if environment is None or self._watch is None or "anyio_backend" in pyfuncitem.funcargs:
+        if environment is None or self._watch is None or pyfuncitem.get_closest_marker("anyio"):
             return None
         function = self._function
         assert function is not None

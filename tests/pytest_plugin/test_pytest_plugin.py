@@ -416,6 +416,92 @@ def test_tests_may_be_spread_over_processes(run_tests):
     assert {"passed": 8} == run_tests(source, "-p", "xdist.plugin", "-n", "2").outcomes
 
 
+@pytest.mark.parametrize("mode", ["strict", "auto"])
+@needs("pytest_asyncio")
+def test_a_test_marked_for_gossamer_is_its_own_whatever_mode_another_plugin_is_in(run_tests, mode):
+    source = """
+import asyncio, pytest_asyncio
+@pytest_asyncio.fixture
+async def loop_of_fixture(): yield type(asyncio.get_running_loop()).__module__
+@pytest.mark.gossamer
+async def test_ours(loop_of_fixture):
+    assert "gossamer._event_loop" == loop_of_fixture == type(asyncio.get_running_loop()).__module__
+@pytest.mark.asyncio
+async def test_theirs(loop_of_fixture):
+    assert "asyncio.unix_events" == loop_of_fixture == type(asyncio.get_running_loop()).__module__
+"""
+    options = ["-p", "pytest_asyncio.plugin", "-o", "asyncio_default_fixture_loop_scope=function"]
+
+    result = run_tests(source, *options, "-o", f"asyncio_mode={mode}")
+
+    assert {"passed": 2} == result.outcomes, result.output
+
+
+@needs("pytest_rerunfailures")
+def test_a_test_may_be_run_again_by_another_plugin(run_tests):
+    source = MARKED + "runs = []\nasync def test_it(): runs.append(1); assert len(runs) == 3\n"
+
+    result = run_tests(source, "-p", "pytest_rerunfailures", "--reruns", "5")
+
+    assert {"passed": 1} == result.outcomes, result.output
+    assert "2 rerun" in result.output
+
+
+HANGS = """
+import asyncio, socket, time
+def test_hangs():
+    left, right = socket.socketpair()
+    with left, right:
+        left.recv(1)
+"""
+
+
+@needs("pytest_timeout")
+@pytest.mark.parametrize("method", ["signal", "thread"])
+@pytest.mark.parametrize("func_only", ["true", "false"])
+def test_hours_on_the_virtual_clock_are_no_timeout(run_tests, method, func_only):
+    source = """
+import time
+pytestmark = pytest.mark.gossamer(clock="virtual")
+@pytest.fixture(scope="module")
+async def held(): yield
+def test_it(held): time.sleep(3600)
+def test_after(held): time.sleep(3600)
+"""
+    options = ["-p", "pytest_timeout", "--timeout", "60", "--timeout-method", method]
+
+    assert {"passed": 2} == run_tests(source, *options, "-o", f"timeout_func_only={func_only}").outcomes
+
+
+@needs("pytest_timeout")
+def test_a_timeout_of_a_coroutine_test_tells_where_it_waits_and_leaves_nothing(run_tests):
+    source = (
+        MARKED
+        + """
+import asyncio, socket
+async def test_it():
+    left, right = socket.socketpair()
+    with left, right:
+        left.setblocking(False)
+        await asyncio.get_running_loop().sock_recv(left, 1)
+"""
+    )
+
+    result = run_tests(source, "-p", "pytest_timeout", "--timeout", "0.5")
+
+    assert {"failed": 1} == result.outcomes, result.output
+    assert "in test_it: await asyncio.get_running_loop().sock_recv(left, 1)" in result.output
+
+
+@needs("pytest_timeout")
+def test_the_thread_of_pytest_timeout_ends_a_test_that_hangs(run_tests):
+    with pytest.raises(AssertionError) as caught:
+        run_tests(MARKED + HANGS, "-p", "pytest_timeout", "--timeout", "0.5", "--timeout-method", "thread")
+
+    assert "Timeout" in str(caught.value)
+    assert "in test_hangs" in str(caught.value)
+
+
 @needs("pytest_timeout")
 def test_a_test_that_hangs_is_ended_by_pytest_timeout(run_tests):
     source = (
