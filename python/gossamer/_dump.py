@@ -184,9 +184,15 @@ def _where(stack: list[FrameSummary]) -> str:
     return f", {call.filename}:{call.lineno} in {call.name}" + (f": {call.line}" if call.line else "")
 
 
+def is_of_program(filename: str) -> bool:
+    """Whether a line is neither the standard library's nor Gossamer's own."""
+    is_of_library = filename.startswith((_LIBRARY_FOLDER, "<frozen ")) and "site-packages" not in filename
+    return not is_of_library and not filename.startswith(_OWN_FOLDER)
+
+
 def line_of_program(stack: list[FrameSummary]) -> FrameSummary | None:
     """The innermost call that is not in the standard library, or the innermost of all."""
     for call in reversed(stack):
-        if not call.filename.startswith((_LIBRARY_FOLDER, "<frozen ")) or "site-packages" in call.filename:
+        if is_of_program(call.filename):
             return call
     return stack[-1] if stack else None

@@ -23,7 +23,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Gen
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from gossamer import _core, _hub_loops, _run, testing
+from gossamer import _core, _hub_loops, _origins, _run, testing
 from gossamer._contexts import adopt_variables, lent_context
 from gossamer._dump import ThreadSnapshot, snapshot, wait_of_task
 from gossamer._errors import DeadlockError
@@ -41,6 +41,7 @@ class Environment:
         self._is_running = False  # the code of a test
         self._own_descriptors: dict[int, str] = {}
         self.losses: list[str] = []  # what nobody took, for people
+        self.origins = _origins.Origins()
 
     def enter(self) -> None:
         """Make the calling OS thread a carrier."""
@@ -220,6 +221,9 @@ class Environment:
             if clock == "virtual":
                 stack.enter_context(testing.virtual_clock())
             stack.enter_context(_in_order_of(seed))
+            self.origins.forget()
+            _origins.note_in(self.origins)
+            stack.callback(_origins.note_in, None)
             yield Watch(self, may_leave)
 
     @contextmanager
@@ -303,17 +307,28 @@ class Watch:
         tasks = set() if "tasks" in self._may_leave else self.new_tasks()
         problems += [f"an asyncio task that has not ended: {_describe_task(task)}" for task in tasks]
         threads = [] if "threads" in self._may_leave else self.new_threads()
-        problems += [f"a thread that has not ended: {thread}" for thread in threads]
+        origins = self._environment.origins
+        for thread in threads:
+            problems.append(f"a thread that has not ended: {thread}{_started(origins.of_thread(thread.ident))}")
         for task in tasks:
             task.cancel()
         for thread in threads:
             _core.cancel_thread(thread.ident)
         if "descriptors" not in self._may_leave:
-            problems += [f"descriptor {number} is open: {target}" for number, target in self.new_descriptors().items()]
+            for number, target in self.new_descriptors().items():
+                problems.append(f"descriptor {number} is open: {target}{_opened(origins.of_descriptor(number, target))}")
         self.accept_what_is_there()
         if not problems:
             return None
         return "the test left behind\n" + "\n".join(f"- {problem}" for problem in problems)
+
+
+def _started(line: str) -> str:
+    return f"\n  started at {line}" if line else ""
+
+
+def _opened(line: str) -> str:
+    return f", opened at {line}" if line else ""
 
 
 def _let_end_what_is_about_to() -> None:

@@ -243,6 +243,17 @@ LEFT_BEHIND = {
         "a thread that has not ended",
     ),
     "descriptor": ("def test_bad(): kept.append(open('/dev/null'))", "is open: /dev/null"),
+    "line of a file": (
+        "import pathlib\ndef test_bad(): kept.append(pathlib.Path('test_it.py').open())",
+        "test_it.py:6 in test_bad",
+    ),
+    "line of a socket": ("def test_bad(): kept.append(socket.socket())", "test_it.py:5 in test_bad"),
+    "line of an accepted socket": (
+        "def test_bad():\n    with socket.create_server(('127.0.0.1', 0)) as server:\n"
+        "        with socket.create_connection(server.getsockname()):\n            kept.append(server.accept()[0])",
+        "test_it.py:8 in test_bad",
+    ),
+    "line of a thread": ("def test_bad(): threading.Timer(999, print).start()", "started at "),
     "future error": (
         "async def test_bad(): asyncio.get_running_loop().create_future().set_exception(ValueError('lost'))",
         "Future exception was never retrieved",
@@ -282,7 +293,7 @@ LEFT_BEHIND = {
 @pytest.mark.parametrize("what", LEFT_BEHIND)
 def test_what_a_test_leaves_behind_fails_it_alone(run_tests, what):
     source, message = LEFT_BEHIND[what]
-    prelude = "import asyncio, gc, queue, threading, time\nkept = []\n" + MARKED
+    prelude = "import asyncio, gc, queue, socket, threading, time\nkept = []\n" + MARKED
     good = "\ndef test_good(): time.sleep(0)\nasync def test_good_too(): await asyncio.sleep(0)\n"
 
     result = run_tests(prelude + source + good)
