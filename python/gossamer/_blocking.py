@@ -40,6 +40,30 @@ def blocking_in_tasks(mode: str, /) -> Iterator[None]:
             _core.block_in_tasks(before)
 
 
+@contextmanager
+def carrier_for_our_loop(mode: str | None, /) -> Iterator[None]:
+    """Make an ordinary thread a carrier while a loop of ours runs in it, and until tasks that are parked then have gone on.
+
+    Args:
+        mode: What a blocking call in a task of the loop does; None: what it does in this virtual thread, which on an
+            ordinary thread is "park".
+    """
+    if mode is None and not _carrier.has_mode():
+        mode = "park"
+    with _carrier:
+        before = None if mode is None else _core.block_in_tasks(_run.BLOCKING.index(mode))
+        try:
+            yield
+        finally:
+            if before is not None:
+                _core.block_in_tasks(before)
+
+
+def leave_carrier_of_closed_loop() -> None:
+    """Leave, if this thread is a carrier only because tasks were parked when their loop stopped, and none is any more."""
+    _carrier._leave()
+
+
 class _Carrier(threading.local):
     """Makes this ordinary thread a carrier while it has users, where blocking calls in tasks block as ever.
 
@@ -50,6 +74,10 @@ class _Carrier(threading.local):
     _users = 0
     _loop_uses_it = False
     _will_leave = False
+
+    def has_mode(self) -> bool:
+        """Whether somebody chose what a blocking call in a task does here: `run`, or who else is in this carrier."""
+        return _core.is_virtual() and (self._users > 0 or not self._is_ours)
 
     def __enter__(self) -> None:
         if not _core.is_virtual():
@@ -84,9 +112,11 @@ class _Carrier(threading.local):
 
     def _leave_soon(self) -> None:
         """Leave between two callbacks of the running loop; without one the thread stays a carrier."""
+        self._will_leave = False
+        if sys.is_finalizing():
+            return
         import asyncio
 
-        self._will_leave = False
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:

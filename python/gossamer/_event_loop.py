@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any, cast
 
 from gossamer import _core, _run
-from gossamer._blocking import blocking_in_tasks
+from gossamer._blocking import carrier_for_our_loop, leave_carrier_of_closed_loop
 
 # Of these, names are used that are asyncio's own, and that type checkers do not know.
 base_events: Any = _base_events
@@ -52,8 +52,6 @@ from gossamer._transports import (  # noqa: E402 - stands on what was just adopt
 )
 
 _DATAGRAM_FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
-
-GRACE = 5.0  # seconds that virtual threads started inside a loop on an ordinary thread get after it
 
 
 def _is_plain(sock: object) -> bool:
@@ -175,26 +173,14 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
 
     def run_forever(self) -> None:
         """Run until `stop` is called. Parks the calling virtual thread while there is nothing to do."""
-        if _core.is_virtual():
-            self._run_in_virtual_thread()
-            return
-        _run.enter(virtual_threads=False)
-        try:
-            self._run_in_virtual_thread()
-        finally:
-            _run.leave(GRACE)
-
-    def _run_in_virtual_thread(self) -> None:
-        if self._blocking is None:
+        with carrier_for_our_loop(self._blocking):
             super().run_forever()
-        else:
-            with blocking_in_tasks(self._blocking):
-                super().run_forever()
 
     def close(self) -> None:
         """Close the loop: what is queued is forgotten."""
         super().close()
         self._forget_everything()
+        leave_carrier_of_closed_loop()
 
     def _make_socket_transport(
         self,

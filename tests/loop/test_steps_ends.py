@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import importlib.machinery
 import os
@@ -12,11 +13,13 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import weakref
 
 import gossamer as gs
 import pytest
 from gossamer import _core
+from loops import new_loop
 from tasks import in_task, settle
 
 
@@ -105,6 +108,98 @@ def test_asyncio_run_cancels_parked_tasks_whose_clean_up_may_wait():
     gs.run(main)
 
     assert ["cleaned up"] * 2 == log
+
+
+def test_asyncio_run_on_a_loop_of_ours_cancels_parked_tasks_whose_clean_up_may_wait():
+    """An ordinary thread used to stop being a carrier between the two runs, which closed what was parked."""
+    log = []
+    gate = queue.SimpleQueue()
+
+    async def getter() -> None:
+        try:
+            gate.get()
+        except asyncio.CancelledError:
+            time.sleep(0.001)
+            log.append("cancelled")
+            raise
+
+    async def main() -> None:
+        tasks.append(asyncio.create_task(getter()))
+        await settle()
+
+    tasks: list[asyncio.Task] = []
+    asyncio.run(main(), loop_factory=gs.new_event_loop)
+
+    assert ["cancelled"] == log
+    assert tasks[0].cancelled()
+    assert not _core.is_virtual()
+
+
+@pytest.mark.parametrize("make_loop", [gs.new_event_loop, lambda: gs.EventLoopPolicy().new_event_loop()])
+@pytest.mark.filterwarnings("ignore:.*EventLoopPolicy.*:DeprecationWarning")
+def test_a_task_that_is_parked_when_its_loop_stops_goes_on_in_the_next_run(make_loop):
+    gate = queue.SimpleQueue()
+
+    async def getter() -> list[int]:
+        return [gate.get(), gate.get()]
+
+    with contextlib.closing(make_loop()) as loop:
+        task = loop.create_task(getter())
+        loop.run_until_complete(settle())
+        gate.put(1)
+        loop.run_until_complete(settle())
+        parked = task.done()
+        gate.put(2)
+
+        assert [1, 2] == loop.run_until_complete(task)
+
+    assert not parked
+    assert not _core.is_virtual()
+
+
+def test_between_two_runs_the_thread_can_do_what_it_likes():
+    gate = queue.SimpleQueue()
+
+    async def getter() -> int:
+        return gate.get()
+
+    async def sleep() -> str:
+        time.sleep(0.001)
+        return "slept"
+
+    with new_loop() as loop:
+        task = loop.create_task(getter())
+        loop.run_until_complete(settle())
+        results = [gs.run(lambda: time.sleep(0.001)), gs.run(sleep), asyncio.run(sleep(), loop_factory=gs.new_event_loop)]
+        thread = threading.Thread(target=gate.put, args=[3])
+        thread.start()
+        thread.join()
+
+        assert 3 == loop.run_until_complete(task)
+
+    assert [None, "slept", "slept"] == results
+    assert not _core.is_virtual()
+
+
+def test_a_program_may_end_with_a_parked_task_of_a_loop_that_ran_on_an_ordinary_thread():
+    result = run_program(
+        """
+        import asyncio, queue, gossamer
+        async def getter():
+            try: queue.SimpleQueue().get()
+            finally: print("closed")
+        async def settle():
+            for _ in range(5): await asyncio.sleep(0)
+        loop = gossamer.new_event_loop()
+        loop.set_exception_handler(lambda *_: None)
+        task = loop.create_task(getter())
+        loop.run_until_complete(settle())
+        print("end")
+        """,
+        plain=True,
+    )
+
+    assert (0, "end\nclosed\n", "") == (result.returncode, result.stdout, result.stderr)
 
 
 def test_what_is_parked_when_run_ends_is_closed():
