@@ -24,7 +24,7 @@ from contextvars import Context
 from types import FrameType
 from typing import Any, cast
 
-from gossamer import _core, _run
+from gossamer import _core, _run, _sendfile
 from gossamer._blocking import carrier_for_our_loop, leave_carrier_of_closed_loop
 
 # Of these, names are used that are asyncio's own, and that type checkers do not know.
@@ -289,6 +289,12 @@ class EventLoop(_core.EventLoopBase, asyncio.SelectorEventLoop):
         extra: dict[str, Any] | None = None,
     ) -> asyncio.WriteTransport:
         return WritePipeTransport(self, pipe, protocol, waiter, extra)
+
+    async def _sendfile_fallback(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
+        if isinstance(transp, _core.TransportBase):
+            return await _sendfile.send_in_pieces(self, transp, file, offset, count)
+        fall_back: Any = super()._sendfile_fallback  # type: ignore[misc]
+        return cast("int", await fall_back(transp, file, offset, count))
 
     # --- Servers ---
 

@@ -62,4 +62,17 @@ inline std::int64_t nanoseconds_from_seconds(PyObject* seconds) {
     return static_cast<std::int64_t>(nanoseconds);
 }
 
+/// The argument of the method `method(parameter)`, which may be given by its name. Throws ErrorSet.
+inline PyObject* only_argument(const char* method, const char* parameter, PyObject* const* args, Py_ssize_t count,
+                               PyObject* names) {
+    const Py_ssize_t named = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
+    if (count + named != 1) {
+        raise(PyExc_TypeError, "%s() takes 1 argument (%zd given)", method, count + named);
+    }
+    if (named == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), parameter) != 0) {
+        raise(PyExc_TypeError, "%s() got an unexpected keyword argument '%U'", method, PyTuple_GET_ITEM(names, 0));
+    }
+    return args[0];
+}
+
 }  // namespace gossamer::cpython

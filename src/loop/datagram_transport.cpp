@@ -235,6 +235,9 @@ void DatagramTransport::flush() {
     }
     if (is_closing) {
         schedule_connection_lost(Py_None);
+    } else if (is_idle()) {
+        const Ref kept = cpython::borrow(owner());
+        loop().release(*this);
     }
 }
 
@@ -315,6 +318,10 @@ PyObject* sendto(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObje
 PyMethodDef methods[] = {{"sendto", _PyCFunction_CAST(sendto), METH_FASTCALL | METH_KEYWORDS,
                           PyDoc_STR("sendto($self, /, data, addr=None)\n--\n\n"
                                     "Send a datagram; when the kernel does not take it now, it is kept.")},
+                         {"pause_reading", method<&Transport::pause_reading>, METH_NOARGS,
+                          PyDoc_STR("pause_reading($self, /)\n--\n\nReceive nothing until `resume_reading`.")},
+                         {"resume_reading", method<&Transport::resume_reading>, METH_NOARGS,
+                          PyDoc_STR("resume_reading($self, /)\n--\n\nReceive again.")},
                          {"_open", open, METH_VARARGS, nullptr},
                          {"_retry", method<&DatagramTransport::retry>, METH_NOARGS, nullptr},
                          {}};

@@ -47,8 +47,9 @@ public:
         if (loop.hub_ != nullptr) {
             cpython::raise(PyExc_RuntimeError, "This event loop is already running");
         }
+        Ref keywords = loop.keywords_of_future();  // may throw, after which nothing would be taken back
         set(&hub, &hub.waiter());
-        loop.future_keywords_ = loop.keywords_of_future();
+        keywords.swap(loop.future_keywords_);
         for (LoopWatch::Membership* member = loop.watches_.front(); member != nullptr;
              member = loop.watches_.next_of(*member)) {
             // What cannot be watched any more was closed by its user, and never gets ready.

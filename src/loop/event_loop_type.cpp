@@ -24,33 +24,49 @@ struct EventLoopObject {
     alignas(EventLoop) std::byte memory[sizeof(EventLoop)];
 };
 
-/// The arguments of `call(callback, *args, context=None)`, with `leading` more in front.
+/// The arguments of `call(callback, *args, context=None)`; with `first_name`, of `call(first, callback, *args, context=None)`.
 struct CallArguments {
-    CallArguments(const char* name, PyObject* const* given, Py_ssize_t given_count, PyObject* names,
-                  Py_ssize_t leading) {
-        if (given_count < leading + 1) {
-            cpython::raise(PyExc_TypeError, "%s() missing %zd required positional argument%s", name,
-                           leading + 1 - given_count, leading + 1 - given_count == 1 ? "" : "s");
+    CallArguments(const char* name, const char* first_name, PyObject* const* given, Py_ssize_t given_count,
+                  PyObject* names) {
+        const Py_ssize_t leading = first_name == nullptr ? 0 : 1;
+        if (leading == 1 && given_count > 0) {
+            first = given[0];
         }
-        callback = given[leading];
-        args = given + leading + 1;
-        count = given_count - leading - 1;
-        if (names == nullptr) {
-            return;
+        if (given_count > leading) {
+            callback = given[leading];
+            args = given + leading + 1;
+            count = given_count - leading - 1;
         }
-        for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(names); ++index) {
-            PyObject* keyword = PyTuple_GET_ITEM(names, index);
-            if (PyUnicode_CompareWithASCIIString(keyword, "context") != 0) {
-                cpython::raise(PyExc_TypeError, "%s() got an unexpected keyword argument '%U'", name, keyword);
-            }
-            context = given[given_count + index];
+        for (Py_ssize_t index = 0; names != nullptr && index < PyTuple_GET_SIZE(names); ++index) {
+            take_named(name, first_name, PyTuple_GET_ITEM(names, index), given[given_count + index]);
+        }
+        if (callback == nullptr || (leading == 1 && first == nullptr)) {
+            const bool lacks_first = leading == 1 && first == nullptr;
+            cpython::raise(PyExc_TypeError, "%s() missing the required argument '%s'", name,
+                           lacks_first ? first_name : "callback");
         }
     }
 
-    PyObject* callback;
-    PyObject* const* args;
-    Py_ssize_t count;
+    PyObject* first = nullptr;
+    PyObject* callback = nullptr;
+    PyObject* const* args = nullptr;
+    Py_ssize_t count = 0;
     PyObject* context = nullptr;
+
+private:
+    void take_named(const char* name, const char* first_name, PyObject* keyword, PyObject* value) {
+        const auto is = [&](const char* text) { return PyUnicode_CompareWithASCIIString(keyword, text) == 0; };
+        PyObject** place = is("context")                             ? &context
+                           : is("callback")                          ? &callback
+                           : first_name != nullptr && is(first_name) ? &first
+                                                                     : nullptr;
+        if (place == nullptr || *place != nullptr) {
+            cpython::raise(PyExc_TypeError, "%s() got %s '%U'", name,
+                           place == nullptr ? "an unexpected keyword argument" : "multiple values for argument",
+                           keyword);
+        }
+        *place = value;
+    }
 };
 
 /// Debug mode's checks, which are asyncio's own.
@@ -91,7 +107,7 @@ Ref make_thread_safe_handle(EventLoop& loop, const CallArguments& call) {
 PyObject* call_soon(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     return guarded<PyObject*>(nullptr, [&] {
         EventLoop& loop = loop_of(self);
-        const CallArguments call("call_soon", args, count, names, 0);
+        const CallArguments call("call_soon", nullptr, args, count, names);
         loop.check_open();
         check_call(loop, "call_soon", call.callback, false);
         Ref handle = make_ready_handle(loop, call);
@@ -103,7 +119,7 @@ PyObject* call_soon(PyObject* self, PyObject* const* args, Py_ssize_t count, PyO
 PyObject* call_soon_threadsafe(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     return guarded<PyObject*>(nullptr, [&] {
         EventLoop& loop = loop_of(self);
-        const CallArguments call("call_soon_threadsafe", args, count, names, 0);
+        const CallArguments call("call_soon_threadsafe", nullptr, args, count, names);
         loop.check_open();
         check_call(loop, "call_soon_threadsafe", call.callback, true);
         Ref handle = make_thread_safe_handle(loop, call);
@@ -127,12 +143,12 @@ PyObject* schedule(EventLoop& loop, const CallArguments& call, PyObject* when) {
 PyObject* call_at(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     return guarded<PyObject*>(nullptr, [&] {
         EventLoop& loop = loop_of(self);
-        const CallArguments call("call_at", args, count, names, 1);
-        if (args[0] == Py_None) {
+        const CallArguments call("call_at", "when", args, count, names);
+        if (call.first == Py_None) {
             cpython::raise(PyExc_TypeError, "when cannot be None");
         }
         loop.check_open();
-        return schedule(loop, call, args[0]);
+        return schedule(loop, call, call.first);
     });
 }
 
@@ -141,14 +157,14 @@ double now_in_seconds() noexcept { return std::chrono::duration<double>(core::mo
 PyObject* call_later(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     return guarded<PyObject*>(nullptr, [&] {
         EventLoop& loop = loop_of(self);
-        const CallArguments call("call_later", args, count, names, 1);
-        if (args[0] == Py_None) {
+        const CallArguments call("call_later", "delay", args, count, names);
+        if (call.first == Py_None) {
             cpython::raise(PyExc_TypeError, "delay must not be None");
         }
         loop.check_open();
         // The clock is a method that tests and libraries replace.
         const Ref now = steal(PyObject_CallMethodNoArgs(self, loop.parts().time_name));
-        const Ref when = steal(PyNumber_Add(now.ptr(), args[0]));
+        const Ref when = steal(PyNumber_Add(now.ptr(), call.first));
         return schedule(loop, call, when.ptr());
     });
 }
@@ -168,9 +184,9 @@ PyObject* add_bare(PyObject* self, PyObject* const* args, Py_ssize_t count, PyOb
     return guarded<PyObject*>(nullptr, [&] {
         EventLoop& loop = loop_of(self);
         loop.check_open();
-        const CallArguments call("add_reader", args, count, names, 1);
+        const CallArguments call("add_reader", "fd", args, count, names);
         Ref handle = make_ready_handle(loop, call);
-        loop.add_bare(args[0], interest, cpython::borrow(handle.ptr()));
+        loop.add_bare(call.first, interest, cpython::borrow(handle.ptr()));
         return handle.release();
     });
 }
@@ -327,16 +343,16 @@ constexpr int kKeywords = METH_FASTCALL | METH_KEYWORDS;
 
 PyMethodDef methods[] = {
     {"call_soon", _PyCFunction_CAST(call_soon), METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("call_soon($self, callback, /, *args, context=None)\n--\n\n"
+     PyDoc_STR("call_soon($self, /, callback, *args, context=None)\n--\n\n"
                "Call ``callback(*args)`` at the loop's next turn; return its handle.")},
     {"call_soon_threadsafe", _PyCFunction_CAST(call_soon_threadsafe), METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("call_soon_threadsafe($self, callback, /, *args, context=None)\n--\n\n"
+     PyDoc_STR("call_soon_threadsafe($self, /, callback, *args, context=None)\n--\n\n"
                "As `call_soon`, from any thread.")},
     {"call_later", _PyCFunction_CAST(call_later), METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("call_later($self, delay, callback, /, *args, context=None)\n--\n\n"
+     PyDoc_STR("call_later($self, /, delay, callback, *args, context=None)\n--\n\n"
                "Call ``callback(*args)`` after ``delay`` seconds; return its handle.")},
     {"call_at", _PyCFunction_CAST(call_at), METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("call_at($self, when, callback, /, *args, context=None)\n--\n\n"
+     PyDoc_STR("call_at($self, /, when, callback, *args, context=None)\n--\n\n"
                "Call ``callback(*args)`` when the loop's clock reaches ``when``; return its handle.")},
     {"time", time, METH_NOARGS, PyDoc_STR("time($self, /)\n--\n\nThe loop's clock, in seconds: `time.monotonic`.")},
     {"get_debug", get_debug, METH_NOARGS, PyDoc_STR("get_debug($self, /)\n--\n\nWhether the loop is in debug mode.")},

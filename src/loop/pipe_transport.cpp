@@ -153,8 +153,8 @@ PyMethodDef read_methods[] = {{"pause_reading", method<&Transport::pause_reading
                               {}};
 
 PyMethodDef write_methods[] = {
-    {"write", method<&WritePipeTransport::write>, METH_O,
-     PyDoc_STR("write($self, data, /)\n--\n\nSend ``data``; what the kernel does not take now is kept.")},
+    {"write", _PyCFunction_CAST((method_of_one<&WritePipeTransport::write, "write", "data">)), kMethodOfOne,
+     PyDoc_STR("write($self, /, data)\n--\n\nSend ``data``; what the kernel does not take now is kept.")},
     {"write_eof", method<&Transport::close>, METH_NOARGS,
      PyDoc_STR("write_eof($self, /)\n--\n\nClose once everything is sent.")},
     {"_open", open_for_writing, METH_VARARGS, nullptr},

@@ -78,20 +78,9 @@ PyObject* open(PyObject* self, PyObject* args) {
     });
 }
 
-void check_count(const char* name, Py_ssize_t given, Py_ssize_t wanted) {
-    if (given != wanted) {
-        cpython::raise(PyExc_TypeError, "%s() takes %zd argument%s (%zd given)", name, wanted, wanted == 1 ? "" : "s",
-                       given);
-    }
-}
-
 PyObject* write(PyObject* self, PyTypeObject*, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     return guarded<PyObject*>(nullptr, [&] {
-        if (names != nullptr && count == 0 && PyTuple_GET_SIZE(names) == 1) {
-            count = 1;  // write(data=...)
-        }
-        check_count("write", count, 1);
-        transport_of<SocketTransport>(self).write(args[0]);
+        transport_of<SocketTransport>(self).write(cpython::only_argument("write", "data", args, count, names));
         Py_RETURN_NONE;
     });
 }
@@ -119,9 +108,9 @@ constexpr int kMethod = METH_METHOD | METH_FASTCALL | METH_KEYWORDS;
 
 PyMethodDef methods[] = {
     {"write", _PyCFunction_CAST(write), kMethod,
-     PyDoc_STR("write($self, data, /)\n--\n\nSend ``data``; what the kernel does not take now is kept.")},
-    {"writelines", method<&SocketTransport::write_several>, METH_O,
-     PyDoc_STR("writelines($self, list_of_data, /)\n--\n\nSend several pieces of data in one go.")},
+     PyDoc_STR("write($self, /, data)\n--\n\nSend ``data``; what the kernel does not take now is kept.")},
+    {"writelines", _PyCFunction_CAST((method_of_one<&SocketTransport::write_several, "writelines", "list_of_data">)), kMethodOfOne,
+     PyDoc_STR("writelines($self, /, list_of_data)\n--\n\nSend several pieces of data in one go.")},
     {"pause_reading", method<&Transport::pause_reading>, METH_NOARGS,
      PyDoc_STR("pause_reading($self, /)\n--\n\nReceive nothing until `resume_reading`.")},
     {"resume_reading", method<&Transport::resume_reading>, METH_NOARGS,

@@ -41,11 +41,7 @@ PyObject* open(PyObject* self, PyObject* args) {
 
 PyObject* write(PyObject* self, PyTypeObject*, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     return guarded<PyObject*>(nullptr, [&] {
-        // write(data) or write(data=...)
-        if (count + (names == nullptr ? 0 : PyTuple_GET_SIZE(names)) != 1) {
-            cpython::raise(PyExc_TypeError, "write() takes 1 argument");
-        }
-        transport_of<TlsTransport>(self).write(args[0]);
+        transport_of<TlsTransport>(self).write(cpython::only_argument("write", "data", args, count, names));
         Py_RETURN_NONE;
     });
 }
@@ -88,9 +84,9 @@ constexpr int kMethod = METH_METHOD | METH_FASTCALL | METH_KEYWORDS;
 PyMethodDef methods[] = {
     // the transport
     {"write", _PyCFunction_CAST(write), kMethod,
-     PyDoc_STR("write($self, data, /)\n--\n\nEncrypt and send ``data``; what does not go now is kept.")},
-    {"writelines", method<&TlsTransport::write_several>, METH_O,
-     PyDoc_STR("writelines($self, list_of_data, /)\n--\n\nEncrypt and send several pieces of data.")},
+     PyDoc_STR("write($self, /, data)\n--\n\nEncrypt and send ``data``; what does not go now is kept.")},
+    {"writelines", _PyCFunction_CAST((method_of_one<&TlsTransport::write_several, "writelines", "list_of_data">)), kMethodOfOne,
+     PyDoc_STR("writelines($self, /, list_of_data)\n--\n\nEncrypt and send several pieces of data.")},
     {"close", method<&TlsTransport::close>, METH_NOARGS,
      PyDoc_STR("close($self, /)\n--\n\nSend everything, then end TLS, then the connection.")},
     {"is_closing", method<&TlsTransport::is_closing>, METH_NOARGS,
@@ -101,8 +97,8 @@ PyMethodDef methods[] = {
      PyDoc_STR("pause_reading($self, /)\n--\n\nGive the protocol nothing until `resume_reading`.")},
     {"resume_reading", method<&TlsTransport::resume_reading>, METH_NOARGS,
      PyDoc_STR("resume_reading($self, /)\n--\n\nGive the protocol what comes, and what has come.")},
-    {"set_protocol", method<&TlsTransport::set_protocol>, METH_O,
-     PyDoc_STR("set_protocol($self, protocol, /)\n--\n\nSet a new protocol.")},
+    {"set_protocol", _PyCFunction_CAST((method_of_one<&TlsTransport::set_protocol, "set_protocol", "protocol">)),
+     kMethodOfOne, PyDoc_STR("set_protocol($self, /, protocol)\n--\n\nSet a new protocol.")},
     {"get_protocol", method<&TlsTransport::protocol>, METH_NOARGS,
      PyDoc_STR("get_protocol($self, /)\n--\n\nReturn the protocol.")},
     {"get_write_buffer_size", method<&TlsTransport::unsent_bytes>, METH_NOARGS,

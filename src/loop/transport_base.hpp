@@ -73,6 +73,7 @@ public:
     void set_file(PyObject* file) { cpython::borrow(file == Py_None ? nullptr : file).swap(file_); }
     PyObject* protocol() const noexcept { return protocol_.ptr(); }
     PyObject* server() const noexcept { return server_.ptr(); }
+    bool is_protocol_paused() const noexcept { return is_protocol_paused_; }
     void set_server(PyObject* server) { cpython::borrow(server == Py_None ? nullptr : server).swap(server_); }
 
     // Read and written by the Python half.
@@ -119,7 +120,6 @@ protected:
 
     void pause_protocol();
     void resume_protocol();
-    bool is_protocol_paused() const noexcept { return is_protocol_paused_; }
     /// is_protocol_paused() has changed; the protocol is told next.
     virtual void note_pause() noexcept {}
 

@@ -5,12 +5,14 @@
 
 #include "cpython/api.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <functional>
 #include <new>
 #include <span>
 #include <type_traits>
 
+#include "cpython/args.hpp"
 #include "cpython/error.hpp"
 #include "cpython/ref.hpp"
 #include "loop/parts.hpp"
@@ -158,6 +160,23 @@ PyObject* method(PyObject* self, [[maybe_unused]] PyObject* argument) {
         }
     });
 }
+
+/// A text at compile time.
+template <std::size_t kSize>
+struct Text final {
+    constexpr Text(const char (&text)[kSize]) { std::copy_n(text, kSize, characters); }  // implicit: it is one
+    char characters[kSize];
+};
+
+/// Calls a member function with the only argument of the method kName, which may be given by its name, kParameter.
+template <auto kMember, Text kName, Text kParameter>
+PyObject* method_of_one(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
+    return guarded<PyObject*>(nullptr, [&] {
+        return method<kMember>(self,
+                               cpython::only_argument(kName.characters, kParameter.characters, args, count, names));
+    });
+}
+inline constexpr int kMethodOfOne = METH_FASTCALL | METH_KEYWORDS;
 
 /// (low, high)
 template <auto kLow, auto kHigh>

@@ -101,8 +101,8 @@ PyMethodDef methods[] = {
      PyDoc_STR("is_closing($self, /)\n--\n\nWhether the transport is closing or closed.")},
     {"is_reading", method<&Transport::is_reading>, METH_NOARGS,
      PyDoc_STR("is_reading($self, /)\n--\n\nWhether the transport is receiving.")},
-    {"set_protocol", method<&Transport::set_protocol>, METH_O,
-     PyDoc_STR("set_protocol($self, protocol, /)\n--\n\nSet a new protocol.")},
+    {"set_protocol", _PyCFunction_CAST((method_of_one<&Transport::set_protocol, "set_protocol", "protocol">)),
+     kMethodOfOne, PyDoc_STR("set_protocol($self, /, protocol)\n--\n\nSet a new protocol.")},
     {"get_protocol", method<&Transport::protocol>, METH_NOARGS,
      PyDoc_STR("get_protocol($self, /)\n--\n\nReturn the protocol.")},
     {"get_write_buffer_size", method<&Transport::unsent_bytes>, METH_NOARGS,
@@ -125,6 +125,7 @@ PyGetSetDef properties[] = {
     {"_protocol", attribute<&Transport::protocol>, set_protocol_field, nullptr, nullptr},
     {"_conn_lost", attribute<&Transport::lost_count>, nullptr, nullptr, nullptr},
     {"_closing", get_flag<&Transport::is_closing>, nullptr, nullptr, nullptr},
+    {"_protocol_paused", attribute<&Transport::is_protocol_paused>, nullptr, nullptr, nullptr},
     {"_paused", get_flag<&Transport::is_paused>, nullptr, nullptr, nullptr},
     // What asyncio's own transports of sockets call the two.
     {"_sock", attribute<&Transport::file>, set_object<&Transport::set_file>, nullptr, nullptr},

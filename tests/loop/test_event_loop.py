@@ -40,6 +40,30 @@ async def test_handles_are_asyncios():
 
 
 @on_loop
+async def test_calls_take_their_arguments_by_name_too():
+    loop = asyncio.get_running_loop()
+    context = contextvars.copy_context()
+    called = []
+    done = asyncio.Event()
+
+    loop.call_soon(callback=lambda: called.append("soon"))
+    loop.call_soon_threadsafe(callback=lambda: called.append("from a thread"))
+    loop.call_at(callback=lambda: called.append("at"), when=0)
+    loop.call_later(0, callback=done.set, context=context)
+    await done.wait()
+
+    assert ["soon", "from a thread", "at"] == called
+    with pytest.raises(TypeError, match="call_later.* missing .*'callback'"):
+        loop.call_later(delay=1)
+    with pytest.raises(TypeError, match="call_later.* missing .*'delay'"):
+        loop.call_later(callback=print)
+    with pytest.raises(TypeError, match="call_at.* multiple values for argument 'when'"):
+        loop.call_at(1, print, when=1)
+    with pytest.raises(TypeError, match="call_soon.* unexpected keyword argument 'delay'"):
+        loop.call_soon(print, delay=1)
+
+
+@on_loop
 async def test_callbacks_are_called_in_the_order_they_were_made():
     loop = asyncio.get_running_loop()
     order = []

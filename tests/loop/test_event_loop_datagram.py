@@ -118,6 +118,45 @@ async def test_a_name_for_an_address_is_resolved():
 
 
 @on_loop
+async def test_while_reading_is_paused_nothing_is_delivered_and_nothing_is_lost():
+    """As asyncio's, though its documentation does not say so."""
+    async with endpoint(local_addr=("127.0.0.1", 0)) as (transport, protocol):
+        address = transport.get_extra_info("sockname")
+        transport.pause_reading()
+        assert not transport.is_reading()
+        transport.sendto(b"one", address)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert [] == protocol.calls
+
+        transport.resume_reading()
+        await protocol.noted(1)
+
+        assert [("data", b"one", address)] == protocol.calls
+        assert transport.is_reading()
+
+
+@on_loop
+async def test_a_paused_transport_whose_queue_is_sent_is_not_kept_by_its_loop():
+    left, right = socket.socketpair(type=socket.SOCK_DGRAM)
+    with left, right:
+        transport, protocol = await asyncio.get_running_loop().create_datagram_endpoint(Recorder, sock=left)
+        transport.pause_reading()
+        while not transport.get_write_buffer_size():
+            transport.sendto(b"x" * 1000)
+        right.setblocking(False)
+        while transport.get_write_buffer_size():
+            await asyncio.get_running_loop().sock_recv(right, 2000)
+            await asyncio.sleep(0)
+        del protocol.transport
+
+        objects = [transport]
+        del transport
+        with pytest.warns(ResourceWarning, match="unclosed transport"):
+            forget(objects)
+
+
+@on_loop
 async def test_a_connected_transport_sends_to_its_peer_alone():
     async with endpoint(local_addr=("127.0.0.1", 0)) as (left, at_left):
         address = left.get_extra_info("sockname")

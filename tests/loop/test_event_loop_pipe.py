@@ -87,6 +87,7 @@ async def test_what_is_written_arrives(files):
             assert (reader, writer) == (incoming.get_extra_info("pipe"), outgoing.get_extra_info("pipe"))
             outgoing.write(message)
             outgoing.writelines([b"the ", bytearray(b"end")])
+            outgoing.write(data=b"")
             await at_reader.until(lambda: len(at_reader.received) == len(message) + 7)
 
             assert message + b"the end" == at_reader.received

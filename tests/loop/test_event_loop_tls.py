@@ -370,7 +370,7 @@ async def test_what_was_written_may_be_changed_afterwards():
 async def test_writelines_sends_all_pieces_and_small_ones_in_one_record():
     async with connected() as (transport, _protocol, peer):
         transport.writelines([b"one ", bytearray(b"two "), b"", memoryview(b"three")])
-        transport.writelines(iter([]))
+        transport.writelines(list_of_data=iter([]))
         assert b"one two three" == await peer.do(peer.ssl.read, 100)
 
         transport.writelines((bytes(20_000), bytes(20_000)))

@@ -4,6 +4,7 @@
 import asyncio
 import contextvars
 import gc
+import io
 import socket
 import sysconfig
 import tempfile
@@ -22,6 +23,14 @@ def receive_all(sock: socket.socket, size: int) -> None:
     sock.setblocking(True)
     while size:
         size -= len(sock.recv(size))
+
+
+async def receive_that_many(sock: socket.socket, size: int) -> bytes:
+    """Receive that much, in a task."""
+    received = bytearray()
+    while len(received) < size:
+        received += await asyncio.get_running_loop().sock_recv(sock, 65536)
+    return bytes(received)
 
 
 @asynccontextmanager
@@ -49,6 +58,21 @@ async def test_it_is_an_asyncio_transport():
         assert transport.can_write_eof()
         assert (16384, 65536) == transport.get_write_buffer_limits()
         assert "read=polling" in repr(transport)
+
+
+@on_loop
+async def test_methods_take_their_argument_by_its_name_too():
+    async with connected() as (transport, protocol, right):
+        transport.write(data=b"one ")
+        transport.writelines(list_of_data=[b"two ", b"three"])
+        transport.set_protocol(protocol=protocol)
+
+        assert b"one two three" == await asyncio.get_running_loop().sock_recv(right, 100)
+        for method in (transport.write, transport.writelines, transport.set_protocol):
+            with pytest.raises(TypeError, match=f"{method.__name__}.* unexpected keyword argument 'text'"):
+                method(text=b"")
+            with pytest.raises(TypeError, match=f"{method.__name__}.* takes 1 argument"):
+                method()
 
 
 @on_loop
@@ -472,6 +496,46 @@ async def test_sendfile_of_a_file():
 
             assert 400_000 == await sending
             assert b"file" * 100_000 == received
+
+
+@pytest.mark.parametrize(("offset", "count", "is_paused"), [(0, None, False), (10, 150_000, False), (0, None, True)])
+@on_loop
+async def test_sendfile_of_what_has_no_descriptor(offset, count, is_paused):
+    """asyncio's own code for it refuses transports that are not of a class of its own."""
+    loop = asyncio.get_running_loop()
+    content = bytes(range(256)) * 1000
+    file = io.BytesIO(content)
+    sent = content[offset:][:count]
+    before = b"x" * 1_000_000 if is_paused else b""
+    async with connected() as (transport, protocol, right):
+        if is_paused:
+            transport.write(before)
+            assert [("pause",)] == protocol.calls
+        received, count_sent = await asyncio.gather(
+            receive_that_many(right, len(before) + len(sent)), loop.sendfile(transport, file, offset, count)
+        )
+
+        assert len(sent) == count_sent
+        assert before + sent == received
+        assert offset + len(sent) == file.tell()
+        assert protocol is transport.get_protocol()
+        assert transport.is_reading()
+        assert [("pause",), ("resume",)] * is_paused == protocol.calls
+        with pytest.raises(RuntimeError, match="not a regular file"):
+            await loop.sendfile(transport, file, fallback=False)
+
+
+@on_loop
+async def test_the_end_of_a_connection_ends_a_sendfile_of_what_has_no_descriptor():
+    loop = asyncio.get_running_loop()
+    async with connected() as (transport, protocol, right):
+        sending = loop.create_task(loop.sendfile(transport, io.BytesIO(bytes(10_000_000))))
+        await loop.sock_recv(right, 1)
+        right.close()
+
+        with pytest.raises(ConnectionError):
+            await sending
+        assert "lost" == protocol.calls[-1][0]
 
 
 @on_loop

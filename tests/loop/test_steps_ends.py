@@ -170,7 +170,11 @@ def test_between_two_runs_the_thread_can_do_what_it_likes():
     with new_loop() as loop:
         task = loop.create_task(getter())
         loop.run_until_complete(settle())
-        results = [gs.run(lambda: time.sleep(0.001)), gs.run(sleep), asyncio.run(sleep(), loop_factory=gs.new_event_loop)]
+        results = [
+            gs.run(lambda: time.sleep(0.001)),
+            gs.run(sleep),
+            asyncio.run(sleep(), loop_factory=gs.new_event_loop),
+        ]
         thread = threading.Thread(target=gate.put, args=[3])
         thread.start()
         thread.join()
