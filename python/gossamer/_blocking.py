@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from gossamer import _core, _run, _running_loops
 
@@ -32,12 +32,8 @@ def blocking_in_tasks(mode: str, /) -> Iterator[None]:
     if not _core.is_virtual() and mode == "block":
         yield
         return
-    with _carrier:
-        before = _core.block_in_tasks(_run.BLOCKING.index(mode))
-        try:
-            yield
-        finally:
-            _core.block_in_tasks(before)
+    with _carrier, _modes.chosen(_run.BLOCKING.index(mode)):
+        yield
 
 
 @contextmanager
@@ -50,18 +46,37 @@ def carrier_for_our_loop(mode: str | None, /) -> Iterator[None]:
     """
     if mode is None and not _carrier.has_mode():
         mode = "park"
-    with _carrier:
-        before = None if mode is None else _core.block_in_tasks(_run.BLOCKING.index(mode))
-        try:
-            yield
-        finally:
-            if before is not None:
-                _core.block_in_tasks(before)
+    with _carrier, nullcontext() if mode is None else _modes.chosen(_run.BLOCKING.index(mode)):
+        yield
 
 
 def leave_carrier_of_closed_loop() -> None:
     """Leave, if this thread is a carrier only because tasks were parked when their loop stopped, and none is any more."""
     _carrier._leave()
+
+
+class _Modes(threading.local):
+    """What was chosen in this virtual thread, for as long as it holds: the last counts.
+
+    Tasks that choose interleave, so that the first to choose may well be the first to end it.
+    """
+
+    def __init__(self) -> None:
+        self._chosen: list[list[int]] = []  # lists, for each is another
+        self._before = 0
+
+    @contextmanager
+    def chosen(self, mode: int) -> Iterator[None]:
+        before = _core.block_in_tasks(mode)
+        if not self._chosen:
+            self._before = before
+        mine = [mode]
+        self._chosen.append(mine)
+        try:
+            yield
+        finally:
+            self._chosen = [other for other in self._chosen if other is not mine]
+            _core.block_in_tasks(self._chosen[-1][0] if self._chosen else self._before)
 
 
 class _Carrier(threading.local):
@@ -125,6 +140,7 @@ class _Carrier(threading.local):
 
 
 _carrier = _Carrier()
+_modes = _Modes()
 
 
 def let_plain_functions_await() -> None:

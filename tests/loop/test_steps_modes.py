@@ -178,6 +178,34 @@ def test_blocking_in_tasks_nests():
     assert ["parked"] == log
 
 
+def test_blocking_in_tasks_may_be_left_in_any_order():
+    """Tasks interleave: whoever chose first may end it first, and nothing is left behind."""
+    modes = []
+
+    async def choose(mode: str, entered: asyncio.Event, leaves: asyncio.Event) -> None:
+        with gs.blocking_in_tasks(mode):
+            entered.set()
+            await leaves.wait()
+
+    async def main() -> None:
+        first, second, leaves_first, leaves_second = (asyncio.Event() for _ in range(4))
+        async with asyncio.TaskGroup() as tasks:
+            one = tasks.create_task(choose("error", first, leaves_first))
+            await first.wait()
+            two = tasks.create_task(choose("block", second, leaves_second))
+            await second.wait()
+            leaves_first.set()
+            await one
+            modes.append(_core.block_in_tasks(1))
+            leaves_second.set()
+            await two
+            modes.append(_core.block_in_tasks(0))
+
+    gs.run(main)
+
+    assert [1, 0] == modes  # "block", then "park"
+
+
 def test_blocking_in_tasks_is_the_virtual_threads_own():
     log = []
 
