@@ -444,15 +444,18 @@ PyObject* parked_steps(PyObject*, PyObject* carrier) {
     });
 }
 
-/// has_steps(): whether the caller is a step of a task on a stack of its own, or a task of this hub is parked.
+/// has_steps(): whether the caller is a step of a task on a stack of its own, or a task of this hub is parked that its loop
+/// may go on with.
 PyObject* has_steps(PyObject*, PyObject*) {
     return guarded<PyObject*>(nullptr, [] {
         Hub& hub = current_hub();
-        return Py_NewRef(hub.running().inner_waits != nullptr || hub.parked_steps() > 0 ? Py_True : Py_False);
+        const loop::Steps* steps = loop::Steps::existing(hub);
+        const bool has_parked = steps != nullptr && steps->is_one_to_go_on();
+        return Py_NewRef(hub.running().inner_waits != nullptr || has_parked ? Py_True : Py_False);
     });
 }
 
-/// call_when_no_step_is_left(function): once, when has_steps() has become false: at the end of a step.
+/// call_when_no_step_is_left(function): once, when none runs or is parked any more: at the end of a step.
 PyObject* call_when_no_step_is_left(PyObject*, PyObject* function) {
     return guarded<PyObject*>(nullptr, [&] {
         loop::Steps::of(current_hub()).call_when_none_is_left(function);

@@ -51,7 +51,10 @@ def carrier_for_our_loop(mode: str | None, /) -> Iterator[None]:
 
 
 def leave_carrier_of_closed_loop() -> None:
-    """Leave, if this thread is a carrier only because tasks were parked when their loop stopped, and none is any more."""
+    """Leave, if this thread is a carrier only because tasks were parked when their loop stopped, and none is to go on.
+
+    Tasks of the closed loop that something else keeps are closed where they are parked.
+    """
     _carrier._leave()
 
 

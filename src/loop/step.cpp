@@ -41,6 +41,7 @@ PySendResult Step::start(PyObject* coroutine, const StepBody& body, PyObject** r
     coroutine_ = coroutine;
     body_ = body;
     result_ = nullptr;
+    is_orphan = false;
     status_ = ThreadStatus::kRunning;
     parent_ = static_cast<Step*>(thread.inner_waits);
     caller_owning_call_ = thread.owning_call;
@@ -214,6 +215,7 @@ Wake Step::park_task(Step& leaf, const sched::WaitNote& note, core::Deadline dea
     wait_note_ = note;
     parked_at_ = core::coarse_now();
     status_ = ThreadStatus::kParked;
+    is_orphan = false;
     loop->parked.push_back(*this);
     ++steps_->parked_count_;
     ++steps_->parks;

@@ -81,6 +81,7 @@ public:
     /// The future that asyncio waits for while the step is parked: owned by the loop's StepLoop, through this word.
     PyObject* future = nullptr;
     StepLoop* loop = nullptr;  // of the last park; borrowed, null once it is gone
+    bool is_orphan = false;    // its loop was closed while it was parked: nobody goes on with it
     Step* next_free = nullptr;
 
     /// Before the record may vanish with its pages.

@@ -69,6 +69,7 @@ int step_loop_clear(PyObject* self) {
     for (core::IntrusiveList<Step>* list : {&joined.parked, &joined.woken}) {
         while (Step* step = list->pop_front()) {
             step->loop = nullptr;
+            step->is_orphan = true;
             const Ref future = Ref::steal_or_null(std::exchange(step->future, nullptr));
         }
     }

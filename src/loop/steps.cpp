@@ -3,6 +3,7 @@
 
 #include "loop/steps.hpp"
 
+#include <algorithm>
 #include <cstdio>
 #include <new>
 
@@ -253,6 +254,10 @@ void Steps::call_if_none_is_left() noexcept {
         PyErr_WriteUnraisable(function.ptr());
     }
     PyErr_SetRaisedException(pending);
+}
+
+bool Steps::is_one_to_go_on() const {
+    return parked_count_ > 0 && !std::ranges::all_of(ParkedSteps::instance().of(*this), &Step::is_orphan);
 }
 
 void Steps::condemn(PyObject* coroutine) {

@@ -38,6 +38,8 @@ public:
     /// A step to start. Throws std::bad_alloc, std::system_error.
     Step& take();
     void give_back(Step& step) noexcept;
+    /// Whether one is parked that somebody may go on with. Throws std::bad_alloc.
+    bool is_one_to_go_on() const;
     /// Those that run or are parked.
     std::size_t in_use() const noexcept { return stacks_.stacks_in_use() - free_count_; }
 

@@ -185,6 +185,56 @@ def test_between_two_runs_the_thread_can_do_what_it_likes():
     assert not _core.is_virtual()
 
 
+def test_closing_a_loop_closes_its_parked_tasks_and_leaves_those_of_others():
+    """On an ordinary thread, which is one again when nothing is left to go on."""
+    log = []
+    gate = queue.SimpleQueue()
+
+    async def getter(name: str, gate: queue.SimpleQueue) -> None:
+        try:
+            log.append((name, gate.get()))
+        except GeneratorExit:
+            log.append((name, "closed"))
+            raise
+
+    with new_loop() as other:
+        with new_loop() as loop:
+            kept = loop.create_task(getter("one", queue.SimpleQueue()))
+            kept._log_destroy_pending = False
+            task = other.create_task(getter("other", gate))
+            for each in (loop, other, loop):
+                each.run_until_complete(settle())
+        assert _core.is_virtual()
+        gate.put(1)
+        other.run_until_complete(task)
+
+    assert [("other", 1), ("one", "closed")] == log
+    assert not kept.done()
+    assert not _core.is_virtual()
+
+
+def test_a_thread_that_closed_its_loop_leaves_no_task_parked():
+    def run_and_close() -> None:
+        with new_loop() as loop:
+            tasks.append(loop.create_task(getter()))
+            tasks[-1]._log_destroy_pending = False
+            loop.run_until_complete(settle())
+        assert not _core.is_virtual()
+        log.append("closed")
+
+    async def getter() -> None:
+        queue.SimpleQueue().get()
+
+    tasks: list[asyncio.Task] = []
+    log: list[str] = []
+    thread = threading.Thread(target=run_and_close)
+    thread.start()
+    thread.join()
+
+    assert ["closed"] == log
+    _core.uninstall()  # refused while a task is parked anywhere
+
+
 def test_a_program_may_end_with_a_parked_task_of_a_loop_that_ran_on_an_ordinary_thread():
     result = run_program(
         """
