@@ -46,6 +46,16 @@ std::size_t ParkedSteps::count() noexcept {
     return steps_.size();
 }
 
+void ParkedSteps::orphan_those_of(const StepLoop& loop) noexcept {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [coroutine, step] : steps_) {
+        if (step->loop == &loop) {
+            step->loop = nullptr;
+            step->is_orphan = true;
+        }
+    }
+}
+
 void ParkedSteps::reset_after_fork() noexcept { new (&mutex_) std::mutex; }
 
 }  // namespace gossamer::loop

@@ -13,6 +13,7 @@ namespace gossamer::loop {
 
 class Step;
 class Steps;
+struct StepLoop;
 
 class ParkedSteps final {
 public:
@@ -26,6 +27,9 @@ public:
     /// Those of `steps` that can be continued. Throws std::bad_alloc.
     std::vector<Step*> of(const Steps& steps);
     std::size_t count() noexcept;
+
+    /// A loop ends: nobody goes on with its steps, and they forget it.
+    void orphan_those_of(const StepLoop& loop) noexcept;
 
     /// In a forked child: another thread may have had the mutex.
     void reset_after_fork() noexcept;

@@ -41,6 +41,7 @@ PySendResult Step::start(PyObject* coroutine, const StepBody& body, PyObject** r
     coroutine_ = coroutine;
     body_ = body;
     result_ = nullptr;
+    loop = nullptr;  // the record may be one that was used before
     is_orphan = false;
     status_ = ThreadStatus::kRunning;
     parent_ = static_cast<Step*>(thread.inner_waits);

@@ -12,6 +12,7 @@
 
 #include "cpython/error.hpp"
 #include "cpython/ref.hpp"
+#include "loop/parked_steps.hpp"
 #include "loop/steps.hpp"
 #include "sched/wait.hpp"
 
@@ -66,10 +67,9 @@ int step_loop_traverse(PyObject* self, visitproc visit, void* arg) {
 /// The futures let go, their tasks die if nobody else has them, and their coroutines are closed where they are parked.
 int step_loop_clear(PyObject* self) {
     StepLoop& joined = as_step_loop(self);
+    ParkedSteps::instance().orphan_those_of(joined);  // one that only gave way is in none of the lists
     for (core::IntrusiveList<Step>* list : {&joined.parked, &joined.woken}) {
         while (Step* step = list->pop_front()) {
-            step->loop = nullptr;
-            step->is_orphan = true;
             const Ref future = Ref::steal_or_null(std::exchange(step->future, nullptr));
         }
     }

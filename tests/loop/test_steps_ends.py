@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import gc
 import importlib.machinery
+import io
 import os
 import queue
 import subprocess
@@ -210,6 +211,47 @@ def test_closing_a_loop_closes_its_parked_tasks_and_leaves_those_of_others():
 
     assert [("other", 1), ("one", "closed")] == log
     assert not kept.done()
+    assert not _core.is_virtual()
+
+
+@pytest.mark.parametrize("make_loop", [gs.new_event_loop, asyncio.new_event_loop])
+def test_a_task_that_gave_way_may_outlive_its_loop(make_loop):
+    """It used to keep the address of what joined it to its loop, which a dump then read."""
+    tasks = []
+
+    async def give_way() -> None:
+        gs.checkpoint()
+
+    def main() -> None:
+        for _ in range(3):
+            loop = make_loop()
+            tasks.append(loop.create_task(give_way()))
+            tasks[-1]._log_destroy_pending = False
+            loop.call_soon(loop.stop)
+            loop.run_forever()
+            loop.close()
+        del loop
+        gc.collect()
+        gs.dump(file=output)
+
+    output = io.StringIO()
+    gs.run(main)
+
+    assert 3 == output.getvalue().count("give_way): parked in a checkpoint")
+
+
+def test_closing_a_loop_closes_its_tasks_that_gave_way():
+    async def give_way() -> None:
+        gs.checkpoint()
+
+    with new_loop() as loop:
+        kept = loop.create_task(give_way())
+        kept._log_destroy_pending = False
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        assert _core.is_virtual()
+
+    assert kept.get_coro().cr_frame is None
     assert not _core.is_virtual()
 
 
