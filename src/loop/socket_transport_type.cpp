@@ -109,8 +109,8 @@ constexpr int kMethod = METH_METHOD | METH_FASTCALL | METH_KEYWORDS;
 PyMethodDef methods[] = {
     {"write", _PyCFunction_CAST(write), kMethod,
      PyDoc_STR("write($self, /, data)\n--\n\nSend ``data``; what the kernel does not take now is kept.")},
-    {"writelines", _PyCFunction_CAST((method_of_one<&SocketTransport::write_several, "writelines", "list_of_data">)), kMethodOfOne,
-     PyDoc_STR("writelines($self, /, list_of_data)\n--\n\nSend several pieces of data in one go.")},
+    {"writelines", _PyCFunction_CAST((method_of_one<&SocketTransport::write_several, "writelines", "list_of_data">)),
+     kMethodOfOne, PyDoc_STR("writelines($self, /, list_of_data)\n--\n\nSend several pieces of data in one go.")},
     {"pause_reading", method<&Transport::pause_reading>, METH_NOARGS,
      PyDoc_STR("pause_reading($self, /)\n--\n\nReceive nothing until `resume_reading`.")},
     {"resume_reading", method<&Transport::resume_reading>, METH_NOARGS,

@@ -85,8 +85,8 @@ PyMethodDef methods[] = {
     // the transport
     {"write", _PyCFunction_CAST(write), kMethod,
      PyDoc_STR("write($self, /, data)\n--\n\nEncrypt and send ``data``; what does not go now is kept.")},
-    {"writelines", _PyCFunction_CAST((method_of_one<&TlsTransport::write_several, "writelines", "list_of_data">)), kMethodOfOne,
-     PyDoc_STR("writelines($self, /, list_of_data)\n--\n\nEncrypt and send several pieces of data.")},
+    {"writelines", _PyCFunction_CAST((method_of_one<&TlsTransport::write_several, "writelines", "list_of_data">)),
+     kMethodOfOne, PyDoc_STR("writelines($self, /, list_of_data)\n--\n\nEncrypt and send several pieces of data.")},
     {"close", method<&TlsTransport::close>, METH_NOARGS,
      PyDoc_STR("close($self, /)\n--\n\nSend everything, then end TLS, then the connection.")},
     {"is_closing", method<&TlsTransport::is_closing>, METH_NOARGS,
