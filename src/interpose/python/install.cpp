@@ -52,6 +52,7 @@ void install_all_but_late_imports() {
         plan_signal();
         plan_late_imports();
         plan_ssl();
+        plan_multiprocessing();
         is_planned = true;
     }
     adopt_thread_ends();

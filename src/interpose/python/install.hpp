@@ -24,6 +24,7 @@ void plan_buffered_io();
 void plan_input();
 void plan_signal();
 void plan_ssl();
+void plan_multiprocessing();
 
 /// The parts that are not shared by interpreters, which each adopts when it installs and releases when it uninstalls: the
 /// descriptors of its _socket.socket type, the `__next__` of its buffered files, its OS threads that run already (3.12).

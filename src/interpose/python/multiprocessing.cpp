@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+// _multiprocessing.SemLock, on which multiprocessing's Lock, RLock, Semaphore, Event, Condition, Barrier and Queue stand.
+//
+// It is a POSIX semaphore that other processes share. Nothing tells a process that another one has posted it but
+// sem_wait(3), which blocks the carrier, and nothing else can end that: so it is asked for. Of the virtual threads that
+// wait for one semaphore one asks, after a delay that grows to 20 ms, as CPython does where sem_timedwait(3) is missing;
+// the others are woken by it. A release in this process wakes at once.
+//
+// A recursive one belongs to a thread: here to a virtual thread, by the identity that threading.get_ident() tells.
+// Source: Modules/_multiprocessing/semaphore.c, of 3.12 to 3.15.
+#include "cpython/api.hpp"
+
+#include <semaphore.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <mutex>
+#include <unistd.h>
+#include <vector>
+
+#include "core/parking_lot.hpp"
+#include "cpython/ref.hpp"
+#include "interpose/python/install.hpp"
+#include "interpose/python/late_import.hpp"
+#include "interpose/python/method_table.hpp"
+#include "sched/wait.hpp"
+
+namespace gossamer::interpose {
+
+namespace {
+
+using cpython::ErrorSet;
+using cpython::guarded;
+using cpython::Ref;
+using cpython::steal;
+using sched::Hub;
+
+PyCFunction original_acquire = nullptr;
+PyCFunction original_release = nullptr;
+PyCFunction original_enter = nullptr;
+PyCFunction original_exit = nullptr;
+PyCFunction original_is_mine = nullptr;
+
+constexpr int kRecursive = 0;
+constexpr core::Nanoseconds kFirstDelay = std::chrono::microseconds(100);
+constexpr core::Nanoseconds kLongestDelay = std::chrono::milliseconds(20);
+
+/// SemLockObject.
+struct SemLock {
+    PyObject ob_base;
+    sem_t* handle;
+    unsigned long last_tid;
+    int count;
+    int maxvalue;
+    int kind;
+    char* name;
+};
+
+SemLock& as_sem_lock(PyObject* self) noexcept { return *reinterpret_cast<SemLock*>(self); }
+
+/// Keeps other OS threads away from the object where there is no GIL.
+class Exclusive final {
+public:
+    explicit Exclusive([[maybe_unused]] SemLock& lock) noexcept {
+#ifdef Py_GIL_DISABLED
+        PyCriticalSection_Begin(&section_, &lock.ob_base);
+#endif
+    }
+    Exclusive(const Exclusive&) = delete;
+    Exclusive& operator=(const Exclusive&) = delete;
+    ~Exclusive() {
+#ifdef Py_GIL_DISABLED
+        PyCriticalSection_End(&section_);
+#endif
+    }
+
+private:
+#ifdef Py_GIL_DISABLED
+    PyCriticalSection section_;
+#endif
+};
+
+bool is_of(const SemLock& lock, Hub& hub) noexcept {
+    return lock.count > 0 && lock.last_tid == hub.running().ident();
+}
+
+/// Throws ErrorSet, OSError.
+bool try_acquire(SemLock& lock, Hub& hub) {
+    const Exclusive exclusive(lock);
+    if (lock.kind == kRecursive && is_of(lock, hub)) {
+        ++lock.count;
+        return true;
+    }
+    int result = 0;
+    do {
+        result = sem_trywait(lock.handle);
+    } while (result < 0 && errno == EINTR);
+    if (result < 0 && errno == EAGAIN) {
+        return false;
+    }
+    if (result < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        throw ErrorSet{};
+    }
+    ++lock.count;
+    lock.last_tid = hub.running().ident();
+    return true;
+}
+
+/// Which semaphores somebody asks for; few at a time.
+class Asked final {
+public:
+    static Asked& instance() noexcept {
+        static auto* asked = new Asked;
+        return *asked;
+    }
+
+    /// Whether the caller has become the one who asks.
+    bool begin(const sem_t* handle) {
+        const std::lock_guard lock(mutex_);
+        forget_if_forked();
+        if (std::ranges::find(handles_, handle) != handles_.end()) {
+            return false;
+        }
+        handles_.push_back(handle);
+        return true;
+    }
+
+    bool has(const sem_t* handle) noexcept {
+        const std::lock_guard lock(mutex_);
+        forget_if_forked();
+        return std::ranges::find(handles_, handle) != handles_.end();
+    }
+
+    void end(const sem_t* handle) noexcept {
+        const std::lock_guard lock(mutex_);
+        std::erase(handles_, handle);
+    }
+
+private:
+    /// Those who asked do not exist in a child.
+    void forget_if_forked() noexcept {
+        if (const pid_t process = getpid(); process != process_) {
+            process_ = process;
+            handles_.clear();
+        }
+    }
+
+    // any thread, under mutex_
+    std::mutex mutex_;
+    std::vector<const sem_t*> handles_;
+    pid_t process_ = getpid();
+};
+
+/// One of those who wait for a semaphore. If nobody asks when it goes, another one is woken to ask.
+class Waiter final {
+public:
+    explicit Waiter(const sem_t* handle) noexcept : handle_(handle) {}
+    Waiter(const Waiter&) = delete;
+    Waiter& operator=(const Waiter&) = delete;
+    ~Waiter() {
+        if (asks_) {
+            Asked::instance().end(handle_);
+        }
+        if (!Asked::instance().has(handle_)) {
+            core::ParkingLot::instance().unpark_one(handle_);
+        }
+    }
+
+    /// Whether it is the one who asks, from now on if nobody did.
+    bool asks() { return asks_ || (asks_ = Asked::instance().begin(handle_)); }
+
+    /// Whether it could become that.
+    bool may_ask() const noexcept { return !asks_ && !Asked::instance().has(handle_); }
+
+private:
+    const sem_t* const handle_;
+    bool asks_ = false;
+};
+
+/// Returns false when `deadline` passed. Throws ErrorSet. Parks: yes. Thread: carrier. Python: attached.
+bool wait_for(SemLock& lock, Hub& hub, core::Deadline deadline) {
+    Waiter waiter(lock.handle);
+    core::Nanoseconds delay = kFirstDelay;
+    for (;;) {
+        const core::Deadline until =
+            waiter.asks() ? std::min(deadline, core::Deadline::after(core::monotonic_now(), delay)) : deadline;
+        bool is_acquired = false;
+        const bool is_over = sched::wait_until(
+            hub, lock.handle, {.what = "multiprocessing's acquire", .object = &lock}, until, [&] {
+                is_acquired = try_acquire(lock, hub);
+                return is_acquired || waiter.may_ask();
+            });
+        if (is_acquired) {
+            return true;
+        }
+        if (!is_over && until == deadline) {
+            return false;
+        }
+        delay = std::min(2 * delay, kLongestDelay);
+    }
+}
+
+struct AcquireArguments {
+    bool is_understood = true;
+    bool blocks = true;
+    core::Deadline deadline = core::Deadline::never();
+};
+
+/// Parses `acquire(block=True, timeout=None)`; what the original would refuse is left to it. Throws ErrorSet.
+AcquireArguments parse_acquire(PyObject* const* args, Py_ssize_t count, PyObject* names) {
+    PyObject* block = count > 0 ? args[0] : nullptr;
+    PyObject* timeout = count > 1 ? args[1] : nullptr;
+    const Py_ssize_t keywords = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
+    for (Py_ssize_t index = 0; index < keywords; ++index) {
+        PyObject* name = PyTuple_GET_ITEM(names, index);
+        PyObject** argument = PyUnicode_CompareWithASCIIString(name, "block") == 0     ? &block
+                              : PyUnicode_CompareWithASCIIString(name, "timeout") == 0 ? &timeout
+                                                                                       : nullptr;
+        if (argument == nullptr || *argument != nullptr) {
+            return {.is_understood = false};
+        }
+        *argument = args[count + index];
+    }
+    if (count > 2) {
+        return {.is_understood = false};
+    }
+    AcquireArguments result;
+    if (block != nullptr) {
+        const int truth = PyObject_IsTrue(block);
+        cpython::check(truth);
+        result.blocks = truth != 0;
+    }
+    if (timeout != nullptr && timeout != Py_None) {
+        const double seconds = PyFloat_AsDouble(timeout);
+        if (seconds == -1.0 && PyErr_Occurred()) {
+            throw ErrorSet{};
+        }
+        constexpr double kYears = 1e9;  // more than anyone waits, and few enough to count in nanoseconds
+        const double bounded = seconds > 0 ? std::min(seconds, kYears) : 0;
+        const auto delay = std::chrono::duration_cast<core::Nanoseconds>(std::chrono::duration<double>(bounded));
+        result.deadline = core::Deadline::after(core::monotonic_now(), delay);
+    }
+    return result;
+}
+
+PyObject* acquire(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
+    Hub* hub = Hub::current();
+    if (hub == nullptr) {
+        return as<FastKeywordFunction>(original_acquire)(self, args, count, names);
+    }
+    return guarded<PyObject*>(nullptr, [&]() -> PyObject* {
+        const AcquireArguments parsed = parse_acquire(args, count, names);
+        if (!parsed.is_understood) {
+            return as<FastKeywordFunction>(original_acquire)(self, args, count, names);
+        }
+        SemLock& lock = as_sem_lock(self);
+        return PyBool_FromLong(try_acquire(lock, *hub) || (parsed.blocks && wait_for(lock, *hub, parsed.deadline)));
+    });
+}
+
+/// Releases a recursive lock of the running virtual thread. Throws ErrorSet, AssertionError.
+void release_own(SemLock& lock, Hub& hub) {
+    const Exclusive exclusive(lock);
+    if (!is_of(lock, hub)) {
+        cpython::raise(PyExc_AssertionError, "attempt to release recursive lock not owned by thread");
+    }
+    if (lock.count == 1 && sem_post(lock.handle) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        throw ErrorSet{};
+    }
+    --lock.count;
+}
+
+PyObject* release(PyObject* self, PyObject* unused) {
+    SemLock& lock = as_sem_lock(self);
+    Hub* hub = Hub::current();
+    PyObject* result = nullptr;
+    if (hub != nullptr && lock.kind == kRecursive) {
+        result = guarded<PyObject*>(nullptr, [&] {
+            release_own(lock, *hub);
+            return Py_NewRef(Py_None);
+        });
+    } else {
+        result = original_release(self, unused);
+    }
+    if (result != nullptr) {
+        core::ParkingLot& lot = core::ParkingLot::instance();
+        if (lot.may_have_waiters(lock.handle)) {
+            lot.unpark_one(lock.handle);
+        }
+    }
+    return result;
+}
+
+PyObject* enter(PyObject* self, PyObject* unused) {
+    return Hub::current() == nullptr ? original_enter(self, unused) : acquire(self, nullptr, 0, nullptr);
+}
+
+PyObject* exit(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    return count == 3 ? release(self, nullptr) : as<FastFunction>(original_exit)(self, args, count);
+}
+
+PyObject* is_mine(PyObject* self, PyObject* unused) {
+    Hub* hub = Hub::current();
+    return hub == nullptr ? original_is_mine(self, unused) : PyBool_FromLong(is_of(as_sem_lock(self), *hub));
+}
+
+/// Whether the fields that the type tells of are where SemLock has them; the two that it does not lie between them.
+bool is_layout_known(const PyTypeObject& type) noexcept {
+    std::size_t found = 0;
+    for (const PyMemberDef* member = type.tp_members; member != nullptr && member->name != nullptr; ++member) {
+        const auto is_at = [&](const char* name, std::size_t offset) {
+            return std::strcmp(member->name, name) == 0 && member->offset == static_cast<Py_ssize_t>(offset);
+        };
+        found += is_at("handle", offsetof(SemLock, handle)) || is_at("kind", offsetof(SemLock, kind)) ||
+                 is_at("maxvalue", offsetof(SemLock, maxvalue)) || is_at("name", offsetof(SemLock, name));
+    }
+    return found == 4 && type.tp_basicsize == Py_ssize_t{sizeof(SemLock)};
+}
+
+void plan_semaphores(PyObject* module) {
+    const Ref type = steal(PyObject_GetAttrString(module, "SemLock"));
+    if (!is_layout_known(*reinterpret_cast<PyTypeObject*>(type.ptr()))) {
+        cpython::raise(PyExc_ImportError, "gossamer does not know the layout of multiprocessing's locks in this Python");
+    }
+    const auto plan = [&](const char* name, int flags, PyCFunction function, PyCFunction& original) {
+        const Replacement replacements[] = {{flags, function}};
+        plan_swap(type.ptr(), name, replacements, original);
+    };
+    plan("acquire", METH_FASTCALL | METH_KEYWORDS, as_c_function(acquire), original_acquire);
+    plan("release", METH_NOARGS, release, original_release);
+    plan("__enter__", METH_NOARGS, enter, original_enter);
+    plan("__exit__", METH_FASTCALL, as_c_function(exit), original_exit);
+    plan("_is_mine", METH_NOARGS, is_mine, original_is_mine);
+}
+
+}  // namespace
+
+void plan_multiprocessing() { plan_when_imported("_multiprocessing", &plan_semaphores); }
+
+}  // namespace gossamer::interpose
