@@ -79,8 +79,9 @@ def _await_outside(awaitable: Any) -> Any:
     if asyncio.isfuture(awaitable):
         loop = awaitable.get_loop()
         if loop is running and not _is_step_on_the_stack_of(running):
-            awaitable_name = type(awaitable).__name__
-            raise RuntimeError(f"this {awaitable_name} belongs to the running loop, which cannot run while this waits")
+            message = f"this {type(awaitable).__name__} belongs to the running loop, which cannot run while this waits"
+            is_first_use = asyncio.current_task(running) is not None and not _core.is_in_step()
+            raise RuntimeError(f"{message}: import await_ before the loop runs" if is_first_use else message)
         if loop is not running and (block_task is None or loop is not block_task.loop):
             return _wait_for_future(awaitable, loop)
     coroutine = awaitable if inspect.iscoroutine(awaitable) else _as_coroutine(awaitable)

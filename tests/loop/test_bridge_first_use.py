@@ -306,6 +306,24 @@ def test_the_first_call_on_a_loop_in_c_runs_apart():
     assert ["False", "True"] == outcome(program, "uvloop")
 
 
+def test_the_first_call_on_a_loop_in_c_that_cannot_be_says_what_to_do():
+    pytest.importorskip("uvloop")
+    program = """
+        async def main():
+            future = asyncio.get_running_loop().create_future()
+            try:
+                gs.await_(future)
+            except RuntimeError as error:
+                print("import await_ before the loop runs" in str(error))
+            asyncio.get_running_loop().call_soon(future.set_result, "result")
+            await asyncio.sleep(0)
+            print(gs.await_(future))
+        run(main)
+    """
+
+    assert ["True", "result"] == outcome(program, "uvloop")
+
+
 def test_each_thread_with_a_loop_is_a_carrier_while_it_runs_it():
     program = """
         from gossamer import await_
