@@ -293,10 +293,17 @@ def test_other_tasks_run_while_one_awaits_in_a_plain_function():
     assert ["opened", None] == asyncio.run(main())
 
 
-def test_a_cancellation_crosses_into_the_awaitable_and_back():
-    seen = []
+def run_on_uvloop(main):
+    uvloop = pytest.importorskip("uvloop")
+    return asyncio.run(main(), loop_factory=uvloop.new_event_loop)
+
+
+@pytest.mark.parametrize("run", [gs.run, lambda main: asyncio.run(main()), run_on_uvloop])
+def test_a_cancellation_crosses_into_the_awaitable_and_back(run):
+    seen, began = [], None
 
     async def wait():
+        began.set()
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError as error:
@@ -312,14 +319,15 @@ def test_a_cancellation_crosses_into_the_awaitable_and_back():
             raise
 
     async def main():
+        nonlocal began
+        began = asyncio.Event()
         task = asyncio.create_task(asyncify(plain)())
-        for _ in range(3):
-            await asyncio.sleep(0)
+        await began.wait()
         task.cancel("enough")
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    gs.run(main)
+    run(main)
 
     assert [("coroutine", ("enough",)), ("plain", ("enough",))] == seen
 
@@ -381,8 +389,14 @@ def test_a_run_apart_cleans_up_however_often_it_is_cancelled():
     assert ["cleaned up", "cleaned up"] == seen
 
 
-def test_an_interrupt_cancels_what_is_awaited_and_is_raised():
+@pytest.mark.parametrize("place", [in_virtual_thread, on_ordinary_thread])
+@pytest.mark.parametrize("is_in_block", [False, True])
+def test_an_interrupt_cancels_what_is_awaited_and_is_raised(place, is_in_block):
     seen = []
+
+    @contextlib.asynccontextmanager
+    async def manager():
+        yield
 
     async def wait():
         signal.raise_signal(signal.SIGINT)
@@ -393,10 +407,10 @@ def test_an_interrupt_cancels_what_is_awaited_and_is_raised():
             seen.append("cleaned up")
 
     def main():
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), syncify(manager()) if is_in_block else contextlib.nullcontext():
             await_(wait())
 
-    gs.run(main)
+    place(main)
 
     assert ["cleaned up"] == seen
 

@@ -327,15 +327,12 @@ void plan_semaphores(PyObject* module) {
     if (!is_layout_known(*reinterpret_cast<PyTypeObject*>(type.ptr()))) {
         cpython::raise(PyExc_ImportError, "gossamer does not know the layout of multiprocessing's locks in this Python");
     }
-    const auto plan = [&](const char* name, int flags, PyCFunction function, PyCFunction& original) {
-        const Replacement replacements[] = {{flags, function}};
-        plan_swap(type.ptr(), name, replacements, original);
-    };
-    plan("acquire", METH_FASTCALL | METH_KEYWORDS, as_c_function(acquire), original_acquire);
-    plan("release", METH_NOARGS, release, original_release);
-    plan("__enter__", METH_NOARGS, enter, original_enter);
-    plan("__exit__", METH_FASTCALL, as_c_function(exit), original_exit);
-    plan("_is_mine", METH_NOARGS, is_mine, original_is_mine);
+    PyObject* owner = type.ptr();
+    plan_swap(owner, "acquire", {{METH_FASTCALL | METH_KEYWORDS, as_c_function(acquire)}}, original_acquire);
+    plan_swap(owner, "release", {{METH_NOARGS, release}}, original_release);
+    plan_swap(owner, "__enter__", {{METH_NOARGS, enter}}, original_enter);
+    plan_swap(owner, "__exit__", {{METH_FASTCALL, as_c_function(exit)}}, original_exit);
+    plan_swap(owner, "_is_mine", {{METH_NOARGS, is_mine}}, original_is_mine);
 }
 
 }  // namespace
