@@ -3,6 +3,15 @@
 
 Under Gossamer nothing blocks: code that waits suspends its own virtual thread and nothing else. Enter with `run`, or
 start a whole program with ``gossamer run script.py``.
+
+- Enter: `run`, `new_event_loop`, `EventLoopPolicy`.
+- Start, and wait for the end: `scope` and `Scope.spawn`, which returns a `Task`; `map`, `wait`, `as_completed`, `race`;
+  `VirtualThreadPoolExecutor`.
+- Time limits and cancellation: `timeout`, `shield`, `sleep`, `checkpoint`.
+- Plain and async code call each other: `await_`, `asyncify`, `syncify`; `blocking_in_tasks`.
+- See what happens: `current`, `dump`, `snapshot`, `DeadlockError`; `no_switch` keeps the others out.
+
+Locks, queues, sockets and files are the standard library's. `gossamer.testing` is for tests.
 """
 
 from __future__ import annotations

@@ -145,6 +145,7 @@ def scope(timeout: float | None = None) -> Scope:
     Raises:
         ExceptionGroup: On leaving, when the body or a task failed. SystemExit and KeyboardInterrupt come bare.
         TimeoutError: On leaving, when the time was up and something was cancelled for it.
+        ValueError: ``timeout`` is negative or NaN.
         RuntimeError: On entering, outside of Gossamer.
     """
     return Scope(timeout)
@@ -190,6 +191,11 @@ def timeout(seconds: float | None, /) -> Timeout:
 
     Args:
         seconds: Duration, 0 or more; 0 interrupts the first wait; None: no limit.
+
+    Raises:
+        TimeoutError: On leaving, when a wait of the body was interrupted.
+        ValueError: ``seconds`` is negative or NaN.
+        RuntimeError: On entering, outside of Gossamer.
     """
     return Timeout(seconds)
 
@@ -217,13 +223,16 @@ class _NoSwitch:
 def shield() -> _Shield:
     """Hold back cancellation in the body: clean-up code in it may wait.
 
-    A cancellation that came meanwhile is raised at the first wait after the body.
+    A cancellation that came meanwhile is raised at the first wait after the body. On an ordinary thread it does nothing.
     """
     return _Shield()
 
 
 def no_switch() -> _NoSwitch:
-    """Let nothing else of this hub run in the body. A wait in it raises RuntimeError."""
+    """Let nothing else of this hub run in the body: it is not preempted, and a wait in it raises RuntimeError.
+
+    On an ordinary thread it does nothing.
+    """
     return _NoSwitch()
 
 
@@ -243,7 +252,13 @@ def sleep(seconds: float, /) -> None:
 
 
 def checkpoint() -> None:
-    """Raise a pending cancellation; otherwise let every ready virtual thread of the hub run before it returns."""
+    """Raise a pending cancellation; otherwise let every ready virtual thread of the hub run before it returns.
+
+    On an ordinary thread it does nothing.
+
+    Raises:
+        asyncio.CancelledError: The virtual thread was cancelled.
+    """
     _core.checkpoint()
 
 

@@ -42,17 +42,19 @@ def map[T](
 ) -> Iterator[Any]:
     """Call ``function`` with each item, each call in a virtual thread, and yield the results.
 
-    The input is pulled as results are taken, at most ``limit`` items ahead; nothing is called before the first
-    result is
+    The input is pulled as results are taken, at most ``limit`` items ahead; nothing is called before the first result is
     asked for. Leaving the loop early cancels the calls that run and waits for their end.
 
     Args:
+        function: What to call; of a coroutine function, the coroutine is run.
+        iterable: The items.
         limit: Most calls at a time, 1 or more.
         as_completed: Yield results as they arrive; else in the order of the input.
 
     Raises:
         Exception: What the first call that failed raised, bare; the other calls are cancelled.
-        RuntimeError: Outside of Gossamer.
+        ValueError: ``limit`` is less than 1.
+        RuntimeError: Outside of Gossamer, when the first result is asked for.
     """
     if not callable(function):
         raise TypeError(f"map() needs a callable, not {type(function).__name__}")
@@ -134,7 +136,7 @@ def end_tasks(tasks: Collection[Task[Any]]) -> None:
 
 
 class DoneAndNotDone[R](NamedTuple):
-    """What `wait` returns."""
+    """What `wait` returns: the tasks that have ended, and those that have not."""
 
     done: set[Task[R]]
     not_done: set[Task[R]]
@@ -146,11 +148,15 @@ def wait[R](
     """Wait for tasks to end, as `concurrent.futures.wait` does for futures.
 
     Args:
+        tasks: What `Scope.spawn` returned.
         timeout: Seconds; None: no limit. No exception is raised when it is over.
         return_when: ``FIRST_COMPLETED``, ``FIRST_EXCEPTION`` or ``ALL_COMPLETED`` of `concurrent.futures`.
 
     Returns:
         The tasks that have ended and those that have not, as two sets.
+
+    Raises:
+        ValueError: ``return_when`` is none of the three.
     """
     if return_when not in (ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION):
         raise ValueError(f"Invalid return condition: {return_when!r}")
@@ -200,6 +206,7 @@ def as_completed[R](tasks: Iterable[Task[R]], timeout: float | None = None) -> I
     """Yield ``tasks`` as they end, as `concurrent.futures.as_completed` does for futures.
 
     Args:
+        tasks: What `Scope.spawn` returned.
         timeout: Seconds from the first `next`; None: no limit.
 
     Raises:
@@ -223,8 +230,13 @@ def race(*functions: Callable[[], Any]) -> Any:
 
     The others are cancelled and waited for.
 
+    Args:
+        *functions: Functions or coroutine functions without arguments, one or more.
+
     Raises:
         Exception: What the first to end raised, bare.
+        TypeError: No function is given.
+        RuntimeError: Outside of Gossamer.
     """
     if not functions:
         raise TypeError("race() needs at least one callable")

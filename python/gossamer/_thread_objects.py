@@ -3,8 +3,7 @@
 
 `threading.current_thread()` makes an object for a thread that it does not know, of the class `threading._DummyThread`.
 Ours takes that class's place. For a task it has a name that tells what runs, it knows when the task has ended, it
-can be
-joined, and it leaves `threading._active` with the task: the identity is used again. Any other thread that
+can be joined, and it leaves `threading._active` with the task: the identity is used again. Any other thread that
 `threading` did
 not start has what this version of Python gives it.
 """

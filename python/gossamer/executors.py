@@ -42,8 +42,7 @@ class VirtualThreadPoolExecutor(Executor):
         max_workers: Most calls at a time, 1 or more; None: no limit.
         thread_name_prefix: Given, each call's `threading.current_thread` is named with it and a number.
         initializer: Called with ``initargs`` in each virtual thread before its call. If it raises, the call and all
-        that
-            come after it raise `concurrent.futures.thread.BrokenThreadPool`.
+            that come after it raise `concurrent.futures.thread.BrokenThreadPool`.
         initargs: Arguments of ``initializer``.
     """
 

@@ -40,7 +40,14 @@ class VirtualClock:
         return (time.monotonic_ns() - self._start) / 1e9
 
     def advance(self, seconds: float) -> None:
-        """Move the clock forward and let what is due then run until it waits again."""
+        """Move the clock forward and let what is due then run until it waits again.
+
+        Args:
+            seconds: How far, 0 or more.
+
+        Raises:
+            ValueError: It is less than 0, or the block has been left.
+        """
         _core.advance_virtual_clock(seconds)
         _core.checkpoint()  # makes ready what is due
         settle()
@@ -78,8 +85,7 @@ def _chosen(seeds: int | Iterable[int]) -> Iterable[int]:
 
 
 def explore(test: Callable[[], Any], /, *, seeds: int | Iterable[int] = 100) -> None:
-    """Run ``test`` once a seed, each time in a `gossamer.run` of its own whose ready threads run in an order of the
-    seed's.
+    """Run ``test`` once a seed, each time in a `gossamer.run` of its own, in which the seed orders the ready threads.
 
     The same seed gives the same order, as long as the test depends on nothing else. ``GOSSAMER_SEED=7`` in the
     environment runs that seed alone.

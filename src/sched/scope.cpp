@@ -368,11 +368,13 @@ PyMethodDef methods[] = {
     {"spawn", _PyCFunction_CAST(scope_spawn), METH_METHOD | METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR("spawn($self, callable, /, *args, **kwargs)\n--\n\n"
                "Run ``callable(*args, **kwargs)`` in a new virtual thread of this scope; return its Task.\n\n"
-               "A coroutine function's coroutine is run there by `asyncio.run`. The task has a copy of the caller's\n"
+               "A coroutine function's coroutine is run there, on an event loop of its own. The task has a copy of the caller's\n"
                "context. In a scope that was cancelled the task is cancelled before it begins.\n\n"
                "Args:\n"
+               "    callable: A function, or a coroutine function.\n"
                "    stack_size: Bytes of C stack, 32768 or more; 0: 512 KiB.\n\n"
                "Raises:\n"
+               "    TypeError: ``callable`` is none.\n"
                "    RuntimeError: The scope has been left, or belongs to another OS thread.")},
     {"cancel", scope_cancel, METH_NOARGS,
      PyDoc_STR("cancel($self, /)\n--\n\nCancel every task of the scope, and its body; return at once.")},

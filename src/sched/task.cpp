@@ -353,16 +353,26 @@ void task_dealloc(PyObject* self) {
 
 PyMethodDef methods[] = {
     {"result", _PyCFunction_CAST(task_result), METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR(
-         "result($self, /, timeout=None)\n--\n\nWait for the end; return the result or raise the task's exception.")},
+     PyDoc_STR("result($self, /, timeout=None)\n--\n\n"
+               "Wait for the end; return the result or raise the task's exception.\n\n"
+               "Args:\n"
+               "    timeout: Seconds to wait, 0 or more; None: no limit.\n\n"
+               "Raises:\n"
+               "    TimeoutError: The task did not end in time.\n"
+               "    asyncio.CancelledError: The task, or the caller, was cancelled.\n"
+               "    RuntimeError: A task asks for its own result.")},
     {"exception", _PyCFunction_CAST(task_exception), METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("exception($self, /, timeout=None)\n--\n\nWait for the end; return the task's exception, or None.")},
+     PyDoc_STR("exception($self, /, timeout=None)\n--\n\n"
+               "Wait for the end; return the task's exception, or None.\n\n"
+               "Args and Raises are those of `result`.")},
     {"_wait", task_wait, METH_O,
      PyDoc_STR("_wait($self, timeout, /)\n--\n\nWait for the end; return whether it came.")},
     {"_on_end", task_on_end, METH_O, nullptr},
     {"_forget", task_forget, METH_O, nullptr},
     {"cancel", task_cancel, METH_NOARGS,
-     PyDoc_STR("cancel($self, /)\n--\n\nAsk for cancellation; return False if the task has ended.")},
+     PyDoc_STR("cancel($self, /)\n--\n\n"
+               "Ask for cancellation and return at once; return False if the task has ended.\n\n"
+               "asyncio.CancelledError is raised where the task waits, or at its next wait.")},
     {"done", task_done, METH_NOARGS, PyDoc_STR("done($self, /)\n--\n\nReturn whether the task has ended.")},
     {"cancelled", task_cancelled, METH_NOARGS,
      PyDoc_STR("cancelled($self, /)\n--\n\nReturn whether the task ended by cancellation.")},
@@ -381,7 +391,7 @@ PyGetSetDef properties[] = {
 PyMemberDef members[] = {
     {"__weaklistoffset__", Py_T_PYSSIZET, offsetof(TaskObject, weak_references), Py_READONLY, nullptr}, {}};
 
-PyType_Slot slots[] = {{Py_tp_doc, const_cast<char*>("The handle of a spawned virtual thread.")},
+PyType_Slot slots[] = {{Py_tp_doc, const_cast<char*>("The handle of a spawned virtual thread; from `Scope.spawn`. ``await task`` waits for it in a coroutine.")},
                        {Py_tp_dealloc, reinterpret_cast<void*>(task_dealloc)},
                        {Py_tp_finalize, reinterpret_cast<void*>(task_finalize)},
                        {Py_tp_traverse, reinterpret_cast<void*>(task_traverse)},
