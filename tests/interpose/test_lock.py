@@ -275,7 +275,7 @@ def test_acquire_takes_the_longest_timeout_there_is():
 
 @pytest.mark.parametrize("make", [threading.Lock, threading.RLock], ids=["Lock", "RLock"])
 def test_a_condition_that_is_cancelled_twice_gets_its_lock_back(make):
-    """With a Lock that is `Lock.acquire` in Condition._acquire_restore: cancelled there, `with` releases another's lock."""
+    """With a Lock, Condition._acquire_restore calls Lock.acquire: cancelled there, `with` released another's lock."""
     condition = threading.Condition(make())
     log = []
 
