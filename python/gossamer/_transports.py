@@ -10,6 +10,7 @@ import sys
 import warnings
 from asyncio import constants, trsock
 from asyncio.log import logger
+from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
@@ -180,8 +181,12 @@ def _state_of_pipe(transport: _core.TransportBase, is_polling: bool) -> str:
     return "polling" if is_polling else "idle"
 
 
-class ReadPipeTransport(_Transport, _core.ReadPipeTransportBase, asyncio.ReadTransport):
-    """The reading end of a pipe."""
+class _PipeTransport(_Transport):
+    """One end of a pipe."""
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+        _open: Callable[..., None]  # of the other base class
 
     def __init__(
         self,
@@ -193,6 +198,10 @@ class ReadPipeTransport(_Transport, _core.ReadPipeTransportBase, asyncio.ReadTra
     ) -> None:
         super().__init__(extra)
         self._open(loop, pipe, protocol, waiter)
+
+
+class ReadPipeTransport(_PipeTransport, _core.ReadPipeTransportBase, asyncio.ReadTransport):
+    """The reading end of a pipe."""
 
     def _states(self) -> list[str]:
         return [_state_of_pipe(self, self.is_reading())]
@@ -203,19 +212,8 @@ class ReadPipeTransport(_Transport, _core.ReadPipeTransportBase, asyncio.ReadTra
         super()._fatal_error(error, message)
 
 
-class WritePipeTransport(_Transport, _core.WritePipeTransportBase, asyncio.Transport):
+class WritePipeTransport(_PipeTransport, _core.WritePipeTransportBase, asyncio.Transport):
     """The writing end of a pipe."""
-
-    def __init__(
-        self,
-        loop: EventLoop,
-        pipe: Any,
-        protocol: asyncio.BaseProtocol,
-        waiter: asyncio.Future[None] | None = None,
-        extra: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(extra)
-        self._open(loop, pipe, protocol, waiter)
 
     def _states(self) -> list[str]:
         size = self.get_write_buffer_size()

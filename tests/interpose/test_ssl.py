@@ -7,8 +7,6 @@ would hang the test, and the time limit ends the run with a traceback.
 
 import asyncio
 import contextlib
-import faulthandler
-import functools
 import os
 import resource
 import socket
@@ -24,6 +22,7 @@ from typing import Any
 import gossamer as gs
 import pytest
 from gossamer import _core
+from waits import error_of, virtually, waiting_for
 
 LONGEST = 60  # seconds that a test may take
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
@@ -31,20 +30,6 @@ BIG = bytes(range(256)) * 65536  # 16 MiB: more than the buffers of a socket pai
 
 
 # ---- virtual threads ----
-
-
-def virtually(test: Callable[..., None]) -> Callable[..., None]:
-    """Run the test as the main virtual thread."""
-
-    @functools.wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        faulthandler.dump_traceback_later(LONGEST, exit=True)
-        try:
-            gs.run(functools.partial(test, *args, **kwargs))
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-
-    return run
 
 
 def settle() -> None:
@@ -56,16 +41,11 @@ def settle() -> None:
         quiet = 0 if is_ready else quiet + 1
 
 
-def waits() -> list[str]:
-    """What the other virtual threads wait for."""
-    return [what for _ident, status, what, *_rest in _core.threads() if status == "parked"]
-
-
 def waiting(what: str, task: Any) -> None:
     """Let ``task`` run until it waits for ``what``."""
     settle()
     assert not task.done()
-    assert [what] == waits()
+    assert [what] == waiting_for()
 
 
 # ---- connections ----
@@ -125,13 +105,6 @@ def receive(end: ssl.SSLSocket, size: int) -> bytes:
         parts.append(part)
         size -= len(part)
     return b"".join(parts)
-
-
-def error_of(call: Callable[..., Any], *args: Any) -> tuple[type[BaseException], str]:
-    """The class and the message of what the call raises."""
-    with pytest.raises(Exception) as caught:
-        call(*args)
-    return caught.type, str(caught.value)
 
 
 def fill(end: ssl.SSLSocket) -> None:
@@ -467,7 +440,7 @@ def test_callback_of_the_handshake_may_wait(contexts):
     with sockets(contexts) as (client, server), gs.scope() as scope:
         tasks = [scope.spawn(client.do_handshake), scope.spawn(server.do_handshake)]
         settle()
-        assert {"ssl.do_handshake"} < set(waits())
+        assert {"ssl.do_handshake"} < set(waiting_for())
 
         gate.set()
 
