@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 USE_GOSSAMER = """
@@ -39,52 +42,52 @@ def fork_and_wait():
 """
 
 
-def ok(result) -> None:
-    assert (0, "ok\n", "") == (result.returncode, result.stdout, result.stderr)
+@pytest.fixture
+def run_to_end(run_program) -> Callable[..., None]:
+    """Run a program's source under ``gossamer run``, which must get to its end and say nothing."""
+
+    def run(source: str, **options: Any) -> None:
+        result = run_program(source + "\nprint('ok')\n", **options)
+        assert (0, "ok\n", "") == (result.returncode, result.stdout, result.stderr)
+
+    return run
 
 
-def test_fork_on_the_main_thread(run_program):
-    ok(run_program(USE_GOSSAMER + "assert fork_and_wait() == 0; use_gossamer(); print('ok')"))
+def test_fork_on_the_main_thread(run_to_end):
+    run_to_end(USE_GOSSAMER + "assert fork_and_wait() == 0; use_gossamer()")
 
 
-def test_fork_in_a_virtual_thread(run_program):
-    ok(
-        run_program(
-            USE_GOSSAMER
-            + """
+def test_fork_in_a_virtual_thread(run_to_end):
+    run_to_end(
+        USE_GOSSAMER
+        + """
 codes = []
 thread = threading.Thread(target=lambda: codes.append(fork_and_wait()))
 thread.start()
 thread.join()
 assert codes == [0]
 use_gossamer()
-print('ok')
 """
-        )
     )
 
 
-def test_fork_in_an_os_thread(run_program):
-    ok(
-        run_program(
-            USE_GOSSAMER
-            + """
+def test_fork_in_an_os_thread(run_to_end):
+    run_to_end(
+        USE_GOSSAMER
+        + """
 codes = []
 thread = threading.Thread(target=lambda: codes.append(fork_and_wait()))
 thread.start()
 thread.join()
 assert codes == [0]
-print('ok')
 """,
-            options=("--os-threads",),
-        )
+        options=("--os-threads",),
     )
 
 
-def test_fork_in_an_os_thread_and_run_in_the_child(run_program):
-    ok(
-        run_program(
-            """
+def test_fork_in_an_os_thread_and_run_in_the_child(run_to_end):
+    run_to_end(
+        """
 import os, threading
 import gossamer as gs
 
@@ -103,17 +106,14 @@ thread = threading.Thread(target=fork_and_run)
 thread.start()
 thread.join()
 assert codes == [7], codes
-print('ok')
 """,
-            options=("--os-threads",),
-        )
+        options=("--os-threads",),
     )
 
 
-def test_fork_in_a_task_with_others_parked(run_program):
-    ok(
-        run_program(
-            """
+def test_fork_in_a_task_with_others_parked(run_to_end):
+    run_to_end(
+        """
 import os, threading, time
 import gossamer as gs
 
@@ -136,16 +136,13 @@ with gs.scope() as scope:
     gs.checkpoint()
     assert scope.spawn(fork).result() == 9
     event.set()
-print('ok')
 """
-        )
     )
 
 
-def test_a_forked_child_that_returns_from_its_thread_ends(run_program):
-    ok(
-        run_program(
-            """
+def test_a_forked_child_that_returns_from_its_thread_ends(run_to_end):
+    run_to_end(
+        """
 import os, threading
 
 def fork():
@@ -156,18 +153,15 @@ thread = threading.Thread(target=fork)
 thread.start()
 thread.join()
 assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
-print('ok')
 """
-        )
     )
 
 
 @pytest.mark.parametrize("where", ["main", "thread"])
-def test_multiprocessing_by_fork(run_program, where):
+def test_multiprocessing_by_fork(run_to_end, where):
     call = "work()" if where == "main" else "t = threading.Thread(target=work); t.start(); t.join()"
-    ok(
-        run_program(
-            f"""
+    run_to_end(
+        f"""
 import multiprocessing, threading
 
 def square(number):
@@ -184,16 +178,13 @@ def work():
 results = []
 {call}
 assert results == [(36, 0)], results
-print('ok')
 """
-        )
     )
 
 
-def test_locks_of_the_standard_library_are_free_in_the_child(run_program):
-    ok(
-        run_program(
-            """
+def test_locks_of_the_standard_library_are_free_in_the_child(run_to_end):
+    run_to_end(
+        """
 import concurrent.futures, logging, os, queue, threading
 import gossamer as gs
 
@@ -214,9 +205,7 @@ with gs.scope() as scope:
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     event.set()
-print('ok')
 """
-        )
     )
 
 
