@@ -62,3 +62,10 @@ def socket_pair(kind: int = socket.SOCK_STREAM) -> Iterator[tuple[socket.socket,
         left.setblocking(False)
         right.setblocking(False)
         yield left, right
+
+
+def collect_errors() -> list[Any]:
+    """Return a list of what the loop's exception handler is given."""
+    contexts: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: contexts.append(context))
+    return contexts

@@ -18,7 +18,7 @@ import gossamer as gs
 import pytest
 from gossamer import _core
 from gossamer.testing import settle, virtual_clock
-from loops import both_ways, forget, new_loop, on_loop, run_on_thread, run_virtually, socket_pair
+from loops import both_ways, collect_errors, forget, new_loop, on_loop, run_on_thread, run_virtually, socket_pair
 
 # ---- handles and order ----
 
@@ -53,13 +53,13 @@ async def test_calls_take_their_arguments_by_name_too():
     await done.wait()
 
     assert ["soon", "from a thread", "at"] == called
-    with pytest.raises(TypeError, match="call_later.* missing .*'callback'"):
+    with pytest.raises(TypeError, match=r"call_later.* missing .*'callback'"):
         loop.call_later(delay=1)
-    with pytest.raises(TypeError, match="call_later.* missing .*'delay'"):
+    with pytest.raises(TypeError, match=r"call_later.* missing .*'delay'"):
         loop.call_later(callback=print)
-    with pytest.raises(TypeError, match="call_at.* multiple values for argument 'when'"):
+    with pytest.raises(TypeError, match=r"call_at.* multiple values for argument 'when'"):
         loop.call_at(1, print, when=1)
-    with pytest.raises(TypeError, match="call_soon.* unexpected keyword argument 'delay'"):
+    with pytest.raises(TypeError, match=r"call_soon.* unexpected keyword argument 'delay'"):
         loop.call_soon(print, delay=1)
 
 
@@ -125,8 +125,7 @@ async def test_callbacks_run_in_the_context_they_were_made_in():
 @on_loop
 async def test_an_error_of_a_callback_goes_to_the_exception_handler_and_the_loop_goes_on():
     loop = asyncio.get_running_loop()
-    contexts = []
-    loop.set_exception_handler(lambda _loop, context: contexts.append(context))
+    contexts = collect_errors()
 
     handle = loop.call_soon(lambda: 1 / 0)
     await asyncio.sleep(0)

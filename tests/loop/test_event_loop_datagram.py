@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from loops import forget, new_loop, on_loop, run_on_thread, run_virtually, socket_pair
+from loops import collect_errors, forget, new_loop, on_loop, run_on_thread, run_virtually, socket_pair
 
 
 class Recorder(asyncio.DatagramProtocol):
@@ -234,8 +234,7 @@ async def test_what_datagram_received_raises_is_reported_and_the_transport_stays
             if data == b"bad":
                 raise LookupError("failed")
 
-    errors = []
-    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
+    errors = collect_errors()
     async with endpoint(Failing, local_addr=("127.0.0.1", 0)) as (transport, protocol):
         for data in (b"bad", b"good"):
             transport.sendto(data, transport.get_extra_info("sockname"))
@@ -247,14 +246,13 @@ async def test_what_datagram_received_raises_is_reported_and_the_transport_stays
 
 @on_loop
 async def test_an_address_that_is_none_ends_the_transport():
-    errors = []
-    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context["message"]))
+    errors = collect_errors()
     async with endpoint(local_addr=("127.0.0.1", 0)) as (transport, protocol):
         transport.sendto(b"x", 17)
         await protocol.lost()
 
         assert [TypeError] == [type(call[1]) for call in protocol.calls]
-    assert ["Fatal write error on datagram transport"] == errors
+    assert ["Fatal write error on datagram transport"] == [error["message"] for error in errors]
 
 
 async def filled(transport):

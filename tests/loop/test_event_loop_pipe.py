@@ -13,7 +13,7 @@ import tty
 from pathlib import Path
 
 import pytest
-from loops import forget, on_loop
+from loops import collect_errors, forget, on_loop
 from protocols import Recorder
 
 
@@ -115,8 +115,7 @@ async def test_the_writers_end_is_an_eof_after_everything_that_was_written(files
 
 @on_loop
 async def test_the_end_of_a_terminal_ends_the_reader():
-    errors = []
-    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
+    errors = collect_errors()
     with terminal_files() as (reader, writer):
         async with reading(reader) as (_incoming, at_reader):
             writer.write(b"last words")
@@ -212,8 +211,7 @@ async def test_what_data_received_raises_is_reported_and_the_pipe_stays():
             if data == b"bad":
                 raise LookupError("failed")
 
-    errors = []
-    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context["exception"]))
+    errors = collect_errors()
     with pipe_files() as (reader, writer):
         async with reading(reader, Failing) as (_incoming, at_reader):
             writer.write(b"bad")
@@ -221,7 +219,7 @@ async def test_what_data_received_raises_is_reported_and_the_pipe_stays():
             writer.write(b"good")
             await at_reader.until(lambda: at_reader.received == b"badgood")
 
-    assert [LookupError] == [type(error) for error in errors]
+    assert [LookupError] == [type(error["exception"]) for error in errors]
 
 
 @on_loop

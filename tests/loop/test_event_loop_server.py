@@ -11,7 +11,7 @@ import sys
 from asyncio import constants
 
 import pytest
-from loops import new_loop, on_loop, run_on_thread
+from loops import collect_errors, new_loop, on_loop, run_on_thread
 from protocols import Recorder
 
 variable = contextvars.ContextVar("variable", default="none")
@@ -44,17 +44,6 @@ def no_more_descriptors():
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-@contextlib.contextmanager
-def collected_errors():
-    loop = asyncio.get_running_loop()
-    errors = []
-    loop.set_exception_handler(lambda _loop, context: errors.append(context))
-    try:
-        yield errors
-    finally:
-        loop.set_exception_handler(None)
 
 
 async def accepted(made, count=1):
@@ -186,13 +175,13 @@ async def test_a_factory_that_fails_costs_its_connection_alone():
         return Server(made)
 
     loop = asyncio.get_running_loop()
-    with collected_errors() as errors:
-        async with serving(factory) as (_server, address):
-            with connected_to(address) as client:
-                assert b"" == await loop.sock_recv(client, 1)
-            with connected_to(address):
-                await accepted(made, 2)
-            await made[1].lost()
+    errors = collect_errors()
+    async with serving(factory) as (_server, address):
+        with connected_to(address) as client:
+            assert b"" == await loop.sock_recv(client, 1)
+        with connected_to(address):
+            await accepted(made, 2)
+        await made[1].lost()
 
     assert [] == errors  # as asyncio has it
 
@@ -204,10 +193,10 @@ async def test_debug_mode_tells_of_a_factory_that_fails():
     def factory():
         raise LookupError("no protocol")
 
-    with collected_errors() as errors:
-        async with serving(factory) as (_server, address):
-            with connected_to(address) as client:
-                assert b"" == await asyncio.get_running_loop().sock_recv(client, 1)
+    errors = collect_errors()
+    async with serving(factory) as (_server, address):
+        with connected_to(address) as client:
+            assert b"" == await asyncio.get_running_loop().sock_recv(client, 1)
 
     assert ["Error on transport creation for incoming connection"] == [error["message"] for error in errors]
 
@@ -221,13 +210,13 @@ async def test_what_connection_made_raises_is_reported_and_the_connection_stays(
             super().connection_made(transport)
             raise LookupError("failed")
 
-    with collected_errors() as errors:
-        async with serving(lambda: Failing(made)) as (_server, address):
-            with connected_to(address) as client:
-                client.send(b"still there")
-                await accepted(made)
-                await made[0].until(lambda: made[0].received == b"still there")
-            await made[0].lost()
+    errors = collect_errors()
+    async with serving(lambda: Failing(made)) as (_server, address):
+        with connected_to(address) as client:
+            client.send(b"still there")
+            await accepted(made)
+            await made[0].until(lambda: made[0].received == b"still there")
+        await made[0].lost()
 
     assert [LookupError] == [type(error["exception"]) for error in errors]
     assert "connection_made" in errors[0]["message"]
@@ -273,15 +262,15 @@ async def test_a_factory_may_close_its_server():
 async def test_out_of_descriptors_accepting_pauses_and_goes_on(monkeypatch):
     monkeypatch.setattr(constants, "ACCEPT_RETRY_DELAY", 0.001)
     made = []
-    with collected_errors() as errors:
-        async with serving(lambda: Server(made)) as (_server, address):
-            with socket.socket() as client:
-                with no_more_descriptors():
-                    client.connect(address)
-                    while len(errors) < 2:
-                        await asyncio.sleep(0)
-                await accepted(made)
-            await made[0].lost()
+    errors = collect_errors()
+    async with serving(lambda: Server(made)) as (_server, address):
+        with socket.socket() as client:
+            with no_more_descriptors():
+                client.connect(address)
+                while len(errors) < 2:
+                    await asyncio.sleep(0)
+            await accepted(made)
+        await made[0].lost()
 
     assert {"socket.accept() out of system resource"} == {error["message"] for error in errors}
     assert isinstance(errors[0]["socket"], asyncio.trsock.TransportSocket)
@@ -290,16 +279,16 @@ async def test_out_of_descriptors_accepting_pauses_and_goes_on(monkeypatch):
 @on_loop
 async def test_a_server_closed_while_accepting_is_paused_stays_closed(monkeypatch):
     monkeypatch.setattr(constants, "ACCEPT_RETRY_DELAY", 0)
-    with collected_errors() as errors:
-        async with serving(asyncio.Protocol) as (server, address):
-            with socket.socket() as client, no_more_descriptors():
-                client.connect(address)
-                while not errors:
-                    await asyncio.sleep(0)
-                server.close()
-                count = len(errors)
-                for _ in range(40):
-                    await asyncio.sleep(0)
+    errors = collect_errors()
+    async with serving(asyncio.Protocol) as (server, address):
+        with socket.socket() as client, no_more_descriptors():
+            client.connect(address)
+            while not errors:
+                await asyncio.sleep(0)
+            server.close()
+            count = len(errors)
+            for _ in range(40):
+                await asyncio.sleep(0)
 
     assert count == len(errors)
 
@@ -355,12 +344,12 @@ async def test_what_connection_lost_raises_is_reported_and_everything_is_closed(
             super().connection_lost(error)
             raise LookupError("failed")
 
-    with collected_errors() as errors:
-        async with serving(lambda: Failing(made)) as (_server, address):
-            with connected_to(address):
-                await accepted(made)
-                sock = made[0].transport.get_extra_info("socket")
-            await made[0].lost()
+    errors = collect_errors()
+    async with serving(lambda: Failing(made)) as (_server, address):
+        with connected_to(address):
+            await accepted(made)
+            sock = made[0].transport.get_extra_info("socket")
+        await made[0].lost()
 
     assert [LookupError] == [type(error["exception"]) for error in errors]
     assert -1 == sock.fileno()

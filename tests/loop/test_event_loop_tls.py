@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import gossamer as gs
 import pytest
-from loops import on_loop
+from loops import collect_errors, on_loop
 from protocols import Recorder
-from tls import SIDES, VERSIONS, client_context, collect_errors, connected, server_context, turns
+from tls import SIDES, VERSIONS, client_context, connected, server_context, turns
 
 # ---- what it is ----
 

@@ -11,7 +11,7 @@ import ssl
 import weakref
 
 import pytest
-from loops import on_loop, run_on_thread, run_virtually, socket_pair
+from loops import collect_errors, on_loop, run_on_thread, run_virtually, socket_pair
 from protocols import Recorder
 from tls import (
     SIDES,
@@ -19,7 +19,6 @@ from tls import (
     Peer,
     begin_connecting,
     client_context,
-    collect_errors,
     connected,
     server_context,
     turns,

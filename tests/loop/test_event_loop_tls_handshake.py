@@ -8,9 +8,9 @@ import ssl
 import sys
 
 import pytest
-from loops import on_loop, run_on_thread, socket_pair
+from loops import collect_errors, on_loop, run_on_thread, socket_pair
 from protocols import Recorder
-from tls import SIDES, Peer, begin_connecting, client_context, collect_errors, connected, server_context, turns
+from tls import SIDES, Peer, begin_connecting, client_context, connected, server_context, turns
 
 # ---- the handshake ----
 

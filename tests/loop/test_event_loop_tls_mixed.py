@@ -7,8 +7,8 @@ import random
 import ssl
 
 import pytest
-from loops import run_on_thread, socket_pair
-from tls import begin_connecting, client_context, collect_errors, server_context
+from loops import collect_errors, run_on_thread, socket_pair
+from tls import begin_connecting, client_context, server_context
 
 SEEDS = [int(os.environ["GOSSAMER_SEED"])] if "GOSSAMER_SEED" in os.environ else range(40)
 

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from gossamer._event_loop import SocketTransport
-from loops import forget, on_loop, run_on_thread, socket_pair
+from loops import collect_errors, forget, on_loop, run_on_thread, socket_pair
 from protocols import Recorder
 
 
@@ -304,9 +304,7 @@ async def test_a_peer_that_is_gone_is_an_error_of_the_connection():
 
 @on_loop
 async def test_an_error_of_the_protocol_ends_its_connection_and_is_told():
-    loop = asyncio.get_running_loop()
-    contexts = []
-    loop.set_exception_handler(lambda _loop, context: contexts.append(context))
+    contexts = collect_errors()
 
     class Failing(Recorder):
         def data_received(self, data):
@@ -593,8 +591,7 @@ def test_a_transport_may_outlive_its_loop():
 @on_loop
 async def test_what_a_protocol_raises_when_the_last_bytes_are_sent_is_reported():
     loop = asyncio.get_running_loop()
-    contexts = []
-    loop.set_exception_handler(lambda _loop, context: contexts.append(context))
+    contexts = collect_errors()
 
     class Raising(Recorder):
         def connection_lost(self, error):

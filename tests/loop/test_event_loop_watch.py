@@ -12,7 +12,7 @@ import gossamer as gs
 import pytest
 from gossamer import _core
 from gossamer.testing import settle
-from loops import both_ways, new_loop, on_loop, run_on_thread, socket_pair
+from loops import both_ways, collect_errors, new_loop, on_loop, run_on_thread, socket_pair
 
 
 @on_loop
@@ -50,8 +50,7 @@ async def test_a_reader_is_called_once_although_an_edge_and_a_look_tell_of_the_s
             else:
                 loop.call_soon(right.send, b"x")
 
-        errors = []
-        loop.set_exception_handler(lambda _loop, context: errors.append(context))
+        errors = collect_errors()
         loop.add_reader(left, read)
         right.send(b"x")
         await done

@@ -159,10 +159,3 @@ async def turns(count: int = 40) -> None:
     """Let the loop do everything that is ready."""
     for _ in range(count):
         await asyncio.sleep(0)
-
-
-def collect_errors() -> list[Any]:
-    """Return a list of what the loop's exception handler is given."""
-    contexts: list[Any] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: contexts.append(context))
-    return contexts
