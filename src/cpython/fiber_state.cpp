@@ -80,32 +80,6 @@ PyObject* FiberState::handled_exception() const noexcept {
 }
 
 // The interpreter counts the threads that are traced, and what it instruments follows from the count.
-#ifdef Py_GIL_DISABLED
-
-namespace {
-
-/// Exchanges the words and corrects the count: the interpreter's own function would stop the world, which is stopped.
-PyObject* exchange(Py_tracefunc& function_word, PyObject*& object_word, Py_ssize_t& count, Py_tracefunc function,
-                   PyObject* argument) noexcept {
-    count += (function != nullptr ? 1 : 0) - (function_word != nullptr ? 1 : 0);
-    function_word = function;
-    return std::exchange(object_word, Py_XNewRef(argument));
-}
-
-}  // namespace
-
-PyObject* FiberState::set_trace(PyThreadState& tstate, Py_tracefunc function, PyObject* argument) {
-    need_rare();
-    return exchange(rare_->trace_function, rare_->trace_object, tstate.interp->sys_tracing_threads, function, argument);
-}
-
-PyObject* FiberState::set_profile(PyThreadState& tstate, Py_tracefunc function, PyObject* argument) {
-    need_rare();
-    return exchange(rare_->profile_function, rare_->profile_object, tstate.interp->sys_profiling_threads, function,
-                    argument);
-}
-
-#else
 
 namespace {
 
@@ -122,21 +96,49 @@ PyObject* set_for(Set set, Py_tracefunc& function_word, PyObject*& object_word, 
     return old;
 }
 
+#ifdef Py_GIL_DISABLED
+/// Exchanges the words and corrects the count: the interpreter's own function would stop the world, which is stopped.
+PyObject* exchange(Py_tracefunc& function_word, PyObject*& object_word, Py_ssize_t& count, Py_tracefunc function,
+                   PyObject* argument) noexcept {
+    count += (function != nullptr ? 1 : 0) - (function_word != nullptr ? 1 : 0);
+    function_word = function;
+    return std::exchange(object_word, Py_XNewRef(argument));
+}
+#endif
+
 }  // namespace
 
 PyObject* FiberState::set_trace(PyThreadState& tstate, Py_tracefunc function, PyObject* argument) {
     need_rare();
+#ifdef Py_GIL_DISABLED
+    return exchange(rare_->trace_function, rare_->trace_object, tstate.interp->sys_tracing_threads, function, argument);
+#else
     return set_for(&PyEval_SetTrace, rare_->trace_function, rare_->trace_object, tstate.c_tracefunc, tstate.c_traceobj,
                    function, argument);
+#endif
 }
 
 PyObject* FiberState::set_profile(PyThreadState& tstate, Py_tracefunc function, PyObject* argument) {
     need_rare();
+#ifdef Py_GIL_DISABLED
+    return exchange(rare_->profile_function, rare_->profile_object, tstate.interp->sys_profiling_threads, function,
+                    argument);
+#else
     return set_for(&PyEval_SetProfile, rare_->profile_function, rare_->profile_object, tstate.c_profilefunc,
                    tstate.c_profileobj, function, argument);
+#endif
 }
 
-#endif
+void FiberState::drop_trace_functions(PyThreadState& tstate) noexcept {
+    if (rare_ != nullptr && rare_->trace_function != nullptr) {
+        Py_XDECREF(set_for(&PyEval_SetTrace, rare_->trace_function, rare_->trace_object, tstate.c_tracefunc,
+                           tstate.c_traceobj, nullptr, nullptr));
+    }
+    if (rare_ != nullptr && rare_->profile_function != nullptr) {
+        Py_XDECREF(set_for(&PyEval_SetProfile, rare_->profile_function, rare_->profile_object, tstate.c_profilefunc,
+                           tstate.c_profileobj, nullptr, nullptr));
+    }
+}
 
 void FiberState::clear_thread_data(PyThreadState& tstate) noexcept {
     if (!has_rare(tstate, tstate.coroutine_origin_tracking_depth)) {

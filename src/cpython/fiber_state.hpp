@@ -136,6 +136,9 @@ public:
     /// PyEval_SetTrace() or PyEval_SetProfile() of any thread. Throws std::bad_alloc.
     [[nodiscard]] PyObject* set_trace(PyThreadState& tstate, Py_tracefunc function, PyObject* argument);
     [[nodiscard]] PyObject* set_profile(PyThreadState& tstate, Py_tracefunc function, PyObject* argument);
+    /// Takes both from this parked fiber, which never continues: otherwise the interpreter would count it as traced for
+    /// ever. Python: attached.
+    void drop_trace_functions(PyThreadState& tstate) noexcept;
     /// The coroutine origin tracking depth that a fiber starts with, the same for all of a hub: what differs is rare.
     int usual_origin_depth = 0;
 

@@ -145,6 +145,7 @@ void Hub::leave() noexcept {
     preemption_.stop();
     reclaim_finished();
     orphan_scopes(*main_);
+    loop_thread_->state.drop_trace_functions(*tstate_);
     remove_from_list(*this);
     set_for_this_os_thread(nullptr);
     if (main_ident_ != 0) {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dis
 import io
 import signal
 import sys
@@ -168,9 +169,29 @@ def test_setprofile_all_threads_can_be_taken_back_from_other_carriers(from_threa
         assert other.task.result() is None
 
 
+def test_a_profile_function_that_was_taken_back_everywhere_leaves_nothing_instrumented(from_thread):
+    """Else calls of Python by Python take C stack from then on, and time."""
+    from_thread(lambda: threading.setprofile_all_threads(lambda *_: None))
+    from_thread(lambda: threading.setprofile_all_threads(None))
+    from_thread(lambda: threading.settrace_all_threads(lambda *_: None))
+    from_thread(lambda: threading.settrace_all_threads(None))
+
+    def callee() -> None:
+        pass
+
+    def caller() -> None:
+        callee()
+
+    caller()
+    sys.monitoring.restart_events()
+    caller()
+    names = {instruction.opname for instruction in dis.get_instructions(caller, adaptive=True)}
+    assert not {name for name in names if name.startswith("INSTRUMENTED")}
+
+
 def test_an_asynchronous_exception_reaches_a_parked_thread_of_another_carrier(from_thread):
-    set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
     with OtherCarrier() as other:
+        set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
         ident = ctypes.c_ulong(other.task.ident)
         count = from_thread(lambda: set_exception(ident, ctypes.py_object(ZeroDivisionError)))
         other.gate.set()
