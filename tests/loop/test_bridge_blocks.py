@@ -241,7 +241,9 @@ def test_anyio_s_scopes_and_task_groups_hold_for_a_block(place):
     assert ([0, 1, 2], True, True) == place(use)
 
 
-def test_a_cancelled_virtual_thread_cancels_what_its_block_awaits_once():
+@pytest.mark.parametrize("is_timed_out_before", [False, True])
+def test_a_cancelled_virtual_thread_cancels_what_its_block_awaits_once(is_timed_out_before):
+    """The task counts it, as it counted what timed a park out before and took back."""
     seen = []
 
     @contextlib.asynccontextmanager
@@ -253,21 +255,26 @@ def test_a_cancelled_virtual_thread_cancels_what_its_block_awaits_once():
             seen.append(asyncio.current_task().cancelling())
 
     async def wait():
+        waits.put(True)
         try:
             await asyncio.sleep(3600)
         finally:
             await asyncio.sleep(0)
             seen.append("cleaned up")
 
+    waits = queue.SimpleQueue()
+
     def work():
         with syncify(manager()):
+            if is_timed_out_before:
+                with pytest.raises(TimeoutError), syncify(limit(0.001)):
+                    queue.Queue().get()
             await_(wait())
 
     def main():
         with gs.scope() as scope:
             task = scope.spawn(work)
-            for _ in range(20):
-                gs.checkpoint()
+            waits.get()
             task.cancel()
         return task.cancelled()
 
