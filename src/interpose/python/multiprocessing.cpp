@@ -83,9 +83,7 @@ private:
 #endif
 };
 
-bool is_of(const SemLock& lock, Hub& hub) noexcept {
-    return lock.count > 0 && lock.last_tid == hub.running().ident();
-}
+bool is_of(const SemLock& lock, Hub& hub) noexcept { return lock.count > 0 && lock.last_tid == hub.running().ident(); }
 
 /// Throws ErrorSet, OSError.
 bool try_acquire(SemLock& lock, Hub& hub) {
@@ -189,8 +187,8 @@ bool wait_for(SemLock& lock, Hub& hub, core::Deadline deadline) {
         const core::Deadline until =
             waiter.asks() ? std::min(deadline, core::Deadline::after(core::monotonic_now(), delay)) : deadline;
         bool is_acquired = false;
-        const bool is_over = sched::wait_until(
-            hub, lock.handle, {.what = "multiprocessing's acquire", .object = &lock}, until, [&] {
+        const bool is_over =
+            sched::wait_until(hub, lock.handle, {.what = "multiprocessing's acquire", .object = &lock}, until, [&] {
                 is_acquired = try_acquire(lock, hub);
                 return is_acquired || waiter.may_ask();
             });
@@ -325,7 +323,8 @@ bool is_layout_known(const PyTypeObject& type) noexcept {
 void plan_semaphores(PyObject* module) {
     const Ref type = steal(PyObject_GetAttrString(module, "SemLock"));
     if (!is_layout_known(*reinterpret_cast<PyTypeObject*>(type.ptr()))) {
-        cpython::raise(PyExc_ImportError, "gossamer does not know the layout of multiprocessing's locks in this Python");
+        cpython::raise(PyExc_ImportError,
+                       "gossamer does not know the layout of multiprocessing's locks in this Python");
     }
     PyObject* owner = type.ptr();
     plan_swap(owner, "acquire", {{METH_FASTCALL | METH_KEYWORDS, as_c_function(acquire)}}, original_acquire);
