@@ -199,8 +199,9 @@ class _Plugin:
             if number > 0:
                 _forget_run(item)
             # What is torn down is what the next one does not need: between two runs the test's own fixtures alone.
+            after: Any = nextitem if is_last else item.parent
             with self._watching(environment, settings, seed):
-                reports = runtestprotocol(item, nextitem=nextitem if is_last else item.parent, log=False)
+                reports = runtestprotocol(item, nextitem=after, log=False)
             ends_here = is_last or any(report.failed or report.skipped for report in reports)
             if ends_here:
                 for report in reports:
