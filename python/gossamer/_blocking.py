@@ -38,7 +38,7 @@ def blocking_in_tasks(mode: str, /) -> Iterator[None]:
 
 @contextmanager
 def carrier_for_our_loop(mode: str | None, /) -> Iterator[None]:
-    """Make an ordinary thread a carrier while a loop of ours runs in it, and until tasks that are parked then have gone on.
+    """Make an ordinary thread a carrier while our loop runs in it, and until tasks that are parked then have gone on.
 
     Args:
         mode: What a blocking call in a task of the loop does; None: what it does in this virtual thread, which on an

@@ -44,7 +44,7 @@ class ThreadSnapshot(NamedTuple):
 
 
 def snapshot() -> list[ThreadSnapshot]:
-    """Return what each virtual thread does, this OS thread's first, each carrier's oldest first; [] if there is none."""
+    """Return what each virtual thread does, this OS thread's first, each carrier's oldest first; [] for none."""
     threading = sys.modules.get("threading")
     python_threads = dict(threading._active) if threading else {}
     result = []

@@ -223,7 +223,8 @@ class _NoSwitch:
 def shield() -> _Shield:
     """Hold back cancellation in the body: clean-up code in it may wait.
 
-    A cancellation that came meanwhile is raised at the first wait after the body. On an ordinary thread it does nothing.
+    A cancellation that came meanwhile is raised at the first wait after the body. On an ordinary thread this does
+    nothing.
     """
     return _Shield()
 

@@ -42,8 +42,8 @@ def map[T](
 ) -> Iterator[Any]:
     """Call ``function`` with each item, each call in a virtual thread, and yield the results.
 
-    The input is pulled as results are taken, at most ``limit`` items ahead; nothing is called before the first result is
-    asked for. Leaving the loop early cancels the calls that run and waits for their end.
+    The input is pulled as results are taken, at most ``limit`` items ahead; nothing is called before the first result
+    is asked for. Leaving the loop early cancels the calls that run and waits for their end.
 
     Args:
         function: What to call; of a coroutine function, the coroutine is run.

@@ -316,7 +316,9 @@ class Watch:
             _core.cancel_thread(thread.ident)
         if "descriptors" not in self._may_leave:
             for number, target in self.new_descriptors().items():
-                problems.append(f"descriptor {number} is open: {target}{_opened(origins.of_descriptor(number, target))}")
+                problems.append(
+                    f"descriptor {number} is open: {target}{_opened(origins.of_descriptor(number, target))}"
+                )
         self.accept_what_is_there()
         if not problems:
             return None

@@ -62,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and check the settings."""
     config.addinivalue_line(
         "markers",
-        "gossamer(clock='real', seeds=None, may_leave=()): run the test in a virtual thread or on Gossamer's event loop",
+        "gossamer(clock='real', seeds=None, may_leave=()): run the test in a virtual thread or on Gossamer's loop",
     )
     for setting, choices in (
         ("gossamer_mode", ("auto", "marked")),

@@ -59,8 +59,8 @@ def virtual_clock() -> Iterator[VirtualClock]:
 
     Then the clock jumps to the earliest sleep or time-out, so that a test of an hour takes no time.
     `time.monotonic`, `time.time`, `time.perf_counter` and their ``_ns`` forms agree with it, however they were
-    imported; `datetime` does not. A job on the OS-thread pool (a name look-up) is waited for in real time; what another process
-    or an OS thread does is not, unless it has done it before all wait.
+    imported; `datetime` does not. A job on the OS-thread pool (a name look-up) is waited for in real time; what another
+    process or an OS thread does is not, unless it has done it before all wait.
 
     Raises:
         RuntimeError: Outside of Gossamer, or inside of another such block.

@@ -49,7 +49,7 @@ struct StreamObjects {
     PyObject* done = nullptr;  // an awaitable that is over
     PyObject* read = nullptr;  // of StreamReader
     PyObject* drain_helper = nullptr;
-    PyObject* doubled = nullptr;  // ((class, name, function), ...): what must be as asyncio has it
+    PyObject* doubled = nullptr;        // ((class, name, function), ...): what must be as asyncio has it
     PyTypeObject* read_type = nullptr;  // of what read() returns
 };
 

@@ -28,7 +28,7 @@ struct StepLoop {
     PyObject* key;                 // the loop, borrowed, for comparing
     sched::VirtualThread* thread;  // that runs the loop
     sched::OwnEvent event;
-    bool is_usable;  // the loop took the reader
+    bool is_usable;            // the loop took the reader
     bool drives;               // the loop waits in C code: it drives the hub (Hub::drive)
     core::Deadline next_call;  // of the loop's timer for the hub's next deadline; never: none is set
     core::IntrusiveList<Step> parked;

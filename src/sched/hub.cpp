@@ -581,10 +581,10 @@ bool Hub::is_event_expected() noexcept {
 
 /// Whether something else than a thread of the interpreter can wake one of ours.
 bool Hub::has_hope() noexcept {
-    return !timers_.is_empty() || is_event_expected() || external_wakes_expected_ > 0 ||
-           !mailbox_.is_empty() ||
-           (main_ident_ != 0 && (cpython::is_signal_pending() ||
-                                 cpython::has_program_signal_handler(default_int_handler, own_signal_handler, on_interrupt_of_runner)));
+    return !timers_.is_empty() || is_event_expected() || external_wakes_expected_ > 0 || !mailbox_.is_empty() ||
+           (main_ident_ != 0 &&
+            (cpython::is_signal_pending() ||
+             cpython::has_program_signal_handler(default_int_handler, own_signal_handler, on_interrupt_of_runner)));
 }
 
 /// Whether there is no need to stop the world to see that a thread of the interpreter may do what is waited for.

@@ -368,7 +368,8 @@ PyMethodDef methods[] = {
     {"spawn", _PyCFunction_CAST(scope_spawn), METH_METHOD | METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR("spawn($self, callable, /, *args, **kwargs)\n--\n\n"
                "Run ``callable(*args, **kwargs)`` in a new virtual thread of this scope; return its Task.\n\n"
-               "A coroutine function's coroutine is run there, on an event loop of its own. The task has a copy of the caller's\n"
+               "A coroutine function's coroutine is run there, on an event loop of its own. The task has a copy of the "
+               "caller's\n"
                "context. In a scope that was cancelled the task is cancelled before it begins.\n\n"
                "Args:\n"
                "    callable: A function, or a coroutine function.\n"

@@ -391,17 +391,19 @@ PyGetSetDef properties[] = {
 PyMemberDef members[] = {
     {"__weaklistoffset__", Py_T_PYSSIZET, offsetof(TaskObject, weak_references), Py_READONLY, nullptr}, {}};
 
-PyType_Slot slots[] = {{Py_tp_doc, const_cast<char*>("The handle of a spawned virtual thread; from `Scope.spawn`. ``await task`` waits for it in a coroutine.")},
-                       {Py_tp_dealloc, reinterpret_cast<void*>(task_dealloc)},
-                       {Py_tp_finalize, reinterpret_cast<void*>(task_finalize)},
-                       {Py_tp_traverse, reinterpret_cast<void*>(task_traverse)},
-                       {Py_tp_clear, reinterpret_cast<void*>(task_clear)},
-                       {Py_am_await, reinterpret_cast<void*>(task_await)},
-                       {Py_tp_repr, reinterpret_cast<void*>(task_repr)},
-                       {Py_tp_methods, methods},
-                       {Py_tp_getset, properties},
-                       {Py_tp_members, members},
-                       {0, nullptr}};
+PyType_Slot slots[] = {
+    {Py_tp_doc,
+     const_cast<char*>("The handle of a spawned virtual thread; from `Scope.spawn`.\n\n``await task`` waits for it.")},
+    {Py_tp_dealloc, reinterpret_cast<void*>(task_dealloc)},
+    {Py_tp_finalize, reinterpret_cast<void*>(task_finalize)},
+    {Py_tp_traverse, reinterpret_cast<void*>(task_traverse)},
+    {Py_tp_clear, reinterpret_cast<void*>(task_clear)},
+    {Py_am_await, reinterpret_cast<void*>(task_await)},
+    {Py_tp_repr, reinterpret_cast<void*>(task_repr)},
+    {Py_tp_methods, methods},
+    {Py_tp_getset, properties},
+    {Py_tp_members, members},
+    {0, nullptr}};
 
 PyType_Spec spec = {
     "gossamer.Task", sizeof(TaskObject), 0,

@@ -4,8 +4,8 @@
 
 ``on_our_loop.py [--park] -m test [ARGUMENTS...]``: asyncio's default policy, and so `asyncio.new_event_loop`,
 `asyncio.run` and `asyncio.Runner`, make our loops; test cases that make a loop of a class that they name (the loop
-contract of test_events, sendfile, `sock_*`, servers) get ours in its place. A task that blocks blocks its loop, on which some of CPython's
-tests rely; with --park it parks, as it does by default. Nothing else is changed.
+contract of test_events, sendfile, `sock_*`, servers) get ours in its place. A task that blocks blocks its loop, on
+which some of CPython's tests rely; with --park it parks, as it does by default. Nothing else is changed.
 """
 
 import importlib

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of every kind and scope work with each other, and the loop of the asynchronous ones runs beside plain code."""
+"""Fixtures of every kind and scope work with each other; the loop of the asynchronous ones runs beside plain code."""
 
 import pytest
 

@@ -87,7 +87,7 @@ def test_a_plain_test_talks_to_a_server_that_its_loop_runs():
         def test_it(self):
             with socket.create_connection(self.server.sockets[0].getsockname()) as connection:
                 connection.sendall(b"hello\n")
-                self.assertEqual(b"hello\n", connection.recv(100))
+                assert connection.recv(100) == b"hello\n"
 
         async def asyncTearDown(self):
             self.server.close()
@@ -127,7 +127,7 @@ def test_hours_take_no_time_on_the_virtual_clock():
             await asyncio.sleep(HOUR)
 
         def tearDown(self):
-            self.assertAlmostEqual(HOUR, time.monotonic() - self.start)
+            assert time.monotonic() - self.start == pytest.approx(HOUR)
 
     assert [] == problems(run(Tests))
 
@@ -157,7 +157,7 @@ LEFT_BEHIND = {
     "task error": (lose_an_exception, "ValueError: lost"),
     "task": (leak_a_task, "an asyncio task that has not ended"),
     "thread": (lambda _self: threading.Thread(target=time.sleep, args=(999,)).start(), "a thread that has not ended"),
-    "descriptor": (lambda _self: kept.append(open("/dev/null")), "is open: /dev/null"),  # noqa: SIM115
+    "descriptor": (lambda _self: kept.append(open("/dev/null")), "is open: /dev/null"),
     "deadlock": (lambda _self: queue.Queue().get(), "every virtual thread waits, and nothing can wake one"),
 }
 
@@ -218,7 +218,7 @@ def test_the_first_seed_that_fails_ends_the_test_and_is_told(capsys, monkeypatch
             with gs.scope() as scope:
                 scope.spawn(order.append, 1)
                 scope.spawn(order.append, 2)
-            self.assertEqual([1, 2], order)
+            assert order == [1, 2]
 
     result = run(Tests)
 
