@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """multiprocessing's locks, events and queues: they park, belong to a virtual thread, and other processes share them."""
 
+import gc
 import multiprocessing
 import queue
 import subprocess
 import sys
 import textwrap
 import threading
+from multiprocessing import resource_tracker
 
 import gossamer as gs
 import pytest
@@ -22,6 +24,14 @@ def release(semaphore):
 def put(items, item):
     """The same."""
     items.put(item)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_child_stays():
+    """Ends the process that watches over the semaphores: tests of waits for children expect to have none."""
+    yield
+    gc.collect()
+    resource_tracker._resource_tracker._stop()
 
 
 def settle():
