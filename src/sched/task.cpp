@@ -9,6 +9,7 @@
 
 #include "core/parking_lot.hpp"
 #include "cpython/args.hpp"
+#include "cpython/critical_section.hpp"
 #include "cpython/exceptions.hpp"
 #include "cpython/ref.hpp"
 #include "sched/scope.hpp"
@@ -16,6 +17,7 @@
 
 namespace gossamer::sched {
 
+using cpython::CriticalSection;
 using cpython::ErrorSet;
 using cpython::guarded;
 using cpython::Ref;
@@ -27,8 +29,14 @@ TaskObject& as_task(PyObject* self) noexcept { return *reinterpret_cast<TaskObje
 
 PyObject* as_object(TaskObject& task) noexcept { return &task.ob_base; }
 
+Ref take_callbacks(TaskObject& task) noexcept {
+    const CriticalSection section(as_object(task));
+    return Ref::steal_or_null(std::exchange(task.callbacks, nullptr));
+}
+
+/// After it is done: who looks later is not among them.
 void call_callbacks(TaskObject& task) {
-    const Ref callbacks = Ref::steal_or_null(std::exchange(task.callbacks, nullptr));
+    const Ref callbacks = take_callbacks(task);
     if (!callbacks) {
         return;
     }
@@ -193,24 +201,30 @@ PyObject* task_wait(PyObject* self, PyObject* timeout) {
     });
 }
 
+/// Whether the callback is called at the task's end; otherwise that has been. Throws ErrorSet.
+bool add_callback(TaskObject& task, PyObject* callback) {
+    const CriticalSection section(as_object(task));
+    if (task.is_done) {
+        return false;
+    }
+    if (task.callbacks == nullptr) {
+        task.callbacks = steal(PyList_New(0)).release();
+    }
+    cpython::check(PyList_Append(task.callbacks, callback));
+    return true;
+}
+
 /// _on_end(callback): calls it with the task in the task's virtual thread, at its end; at once if that has been.
 PyObject* task_on_end(PyObject* self, PyObject* callback) {
     return guarded<PyObject*>(nullptr, [&] {
-        TaskObject& task = as_task(self);
-        if (task.is_done) {
-            return steal(PyObject_CallOneArg(callback, self)).release();
-        }
-        if (task.callbacks == nullptr) {
-            task.callbacks = steal(PyList_New(0)).release();
-        }
-        cpython::check(PyList_Append(task.callbacks, callback));
-        Py_RETURN_NONE;
+        return add_callback(as_task(self), callback) ? Py_NewRef(Py_None) : PyObject_CallOneArg(callback, self);
     });
 }
 
 /// _forget(callback): takes _on_end back, if the task has not ended.
 PyObject* task_forget(PyObject* self, PyObject* callback) {
     return guarded<PyObject*>(nullptr, [&] {
+        const CriticalSection section(self);
         PyObject* callbacks = as_task(self).callbacks;
         for (Py_ssize_t index = 0; callbacks != nullptr && index < PyList_GET_SIZE(callbacks); ++index) {
             if (PyList_GET_ITEM(callbacks, index) == callback) {

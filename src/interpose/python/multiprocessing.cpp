@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "core/parking_lot.hpp"
+#include "cpython/critical_section.hpp"
 #include "cpython/ref.hpp"
 #include "interpose/python/install.hpp"
 #include "interpose/python/late_import.hpp"
@@ -61,33 +62,11 @@ struct SemLock {
 
 SemLock& as_sem_lock(PyObject* self) noexcept { return *reinterpret_cast<SemLock*>(self); }
 
-/// Keeps other OS threads away from the object where there is no GIL.
-class Exclusive final {
-public:
-    explicit Exclusive([[maybe_unused]] SemLock& lock) noexcept {
-#ifdef Py_GIL_DISABLED
-        PyCriticalSection_Begin(&section_, &lock.ob_base);
-#endif
-    }
-    Exclusive(const Exclusive&) = delete;
-    Exclusive& operator=(const Exclusive&) = delete;
-    ~Exclusive() {
-#ifdef Py_GIL_DISABLED
-        PyCriticalSection_End(&section_);
-#endif
-    }
-
-private:
-#ifdef Py_GIL_DISABLED
-    PyCriticalSection section_;
-#endif
-};
-
 bool is_of(const SemLock& lock, Hub& hub) noexcept { return lock.count > 0 && lock.last_tid == hub.running().ident(); }
 
 /// Throws ErrorSet, OSError.
 bool try_acquire(SemLock& lock, Hub& hub) {
-    const Exclusive exclusive(lock);
+    const cpython::CriticalSection section(&lock.ob_base);
     if (lock.kind == kRecursive && is_of(lock, hub)) {
         ++lock.count;
         return true;
@@ -262,7 +241,7 @@ PyObject* acquire(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObj
 
 /// Releases a recursive lock of the running virtual thread. Throws ErrorSet, AssertionError.
 void release_own(SemLock& lock, Hub& hub) {
-    const Exclusive exclusive(lock);
+    const cpython::CriticalSection section(&lock.ob_base);
     if (!is_of(lock, hub)) {
         cpython::raise(PyExc_AssertionError, "attempt to release recursive lock not owned by thread");
     }
