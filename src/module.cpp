@@ -561,6 +561,7 @@ PyObject* register_fork_hooks(PyObject* module, PyObject*) {
             core::ParkingLot::instance().reset_after_fork();
             core::ThreadPool::instance().reset_after_fork();
             loop::ParkedSteps::instance().reset_after_fork();
+            interpose::forget_semaphores_after_fork();
         });
         if (error != 0) {
             cpython::raise_os_error(error);

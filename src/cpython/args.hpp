@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <optional>
 
 #include "cpython/error.hpp"
 
@@ -73,6 +74,35 @@ inline PyObject* only_argument(const char* method, const char* parameter, PyObje
         raise(PyExc_TypeError, "%s() got an unexpected keyword argument '%U'", method, PyTuple_GET_ITEM(names, 0));
     }
     return args[0];
+}
+
+struct BlockAndTimeout {
+    bool blocks = true;
+    PyObject* timeout = nullptr;  // null: none, or None
+};
+
+/// The arguments `(block=True, timeout=None)` of a function that is replaced; nothing: they are not these, and the original
+/// refuses them. Throws ErrorSet.
+inline std::optional<BlockAndTimeout> block_and_timeout(PyObject* const* args, Py_ssize_t count, PyObject* names) {
+    PyObject* block = count > 0 ? args[0] : nullptr;
+    PyObject* timeout = count > 1 ? args[1] : nullptr;
+    const Py_ssize_t keywords = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
+    for (Py_ssize_t index = 0; index < keywords; ++index) {
+        PyObject* name = PyTuple_GET_ITEM(names, index);
+        PyObject** argument = PyUnicode_CompareWithASCIIString(name, "block") == 0     ? &block
+                              : PyUnicode_CompareWithASCIIString(name, "timeout") == 0 ? &timeout
+                                                                                       : nullptr;
+        if (argument == nullptr || *argument != nullptr) {
+            return std::nullopt;
+        }
+        *argument = args[count + index];
+    }
+    if (count > 2) {
+        return std::nullopt;
+    }
+    const int blocks = block == nullptr ? 1 : PyObject_IsTrue(block);
+    check(blocks);
+    return BlockAndTimeout{.blocks = blocks != 0, .timeout = timeout == Py_None ? nullptr : timeout};
 }
 
 }  // namespace gossamer::cpython

@@ -26,6 +26,9 @@ void plan_signal();
 void plan_ssl();
 void plan_multiprocessing();
 
+/// In a forked child: nobody waits for one of multiprocessing's semaphores.
+void forget_semaphores_after_fork() noexcept;
+
 /// The parts that are not shared by interpreters, which each adopts when it installs and releases when it uninstalls: the
 /// descriptors of its _socket.socket type, the `__next__` of its buffered files, its OS threads that run already (3.12).
 void adopt_socket_type();

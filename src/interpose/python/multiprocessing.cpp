@@ -14,19 +14,21 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <mutex>
-#include <unistd.h>
+#include <new>
+#include <optional>
 #include <vector>
 
 #include "core/parking_lot.hpp"
+#include "cpython/args.hpp"
 #include "cpython/critical_section.hpp"
 #include "cpython/ref.hpp"
 #include "interpose/python/install.hpp"
 #include "interpose/python/late_import.hpp"
 #include "interpose/python/method_table.hpp"
+#include "interpose/python/thread_parts.hpp"
 #include "sched/wait.hpp"
 
 namespace gossamer::interpose {
@@ -98,7 +100,6 @@ public:
     /// Whether the caller has become the one who asks.
     bool begin(const sem_t* handle) {
         const std::lock_guard lock(mutex_);
-        forget_if_forked();
         if (std::ranges::find(handles_, handle) != handles_.end()) {
             return false;
         }
@@ -108,7 +109,6 @@ public:
 
     bool has(const sem_t* handle) noexcept {
         const std::lock_guard lock(mutex_);
-        forget_if_forked();
         return std::ranges::find(handles_, handle) != handles_.end();
     }
 
@@ -117,19 +117,13 @@ public:
         std::erase(handles_, handle);
     }
 
-private:
-    /// Those who asked do not exist in a child.
-    void forget_if_forked() noexcept {
-        if (const pid_t process = getpid(); process != process_) {
-            process_ = process;
-            handles_.clear();
-        }
-    }
+    /// In a forked child: those who asked are threads of the parent, and another one may have had the mutex.
+    void reset_after_fork() noexcept { new (this) Asked; }
 
+private:
     // any thread, under mutex_
     std::mutex mutex_;
     std::vector<const sem_t*> handles_;
-    pid_t process_ = getpid();
 };
 
 /// One of those who wait for a semaphore. If nobody asks when it goes, another one is woken to ask.
@@ -181,47 +175,19 @@ bool wait_for(SemLock& lock, Hub& hub, core::Deadline deadline) {
     }
 }
 
-struct AcquireArguments {
-    bool is_understood = true;
-    bool blocks = true;
-    core::Deadline deadline = core::Deadline::never();
-};
-
-/// Parses `acquire(block=True, timeout=None)`; what the original would refuse is left to it. Throws ErrorSet.
-AcquireArguments parse_acquire(PyObject* const* args, Py_ssize_t count, PyObject* names) {
-    PyObject* block = count > 0 ? args[0] : nullptr;
-    PyObject* timeout = count > 1 ? args[1] : nullptr;
-    const Py_ssize_t keywords = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
-    for (Py_ssize_t index = 0; index < keywords; ++index) {
-        PyObject* name = PyTuple_GET_ITEM(names, index);
-        PyObject** argument = PyUnicode_CompareWithASCIIString(name, "block") == 0     ? &block
-                              : PyUnicode_CompareWithASCIIString(name, "timeout") == 0 ? &timeout
-                                                                                       : nullptr;
-        if (argument == nullptr || *argument != nullptr) {
-            return {.is_understood = false};
-        }
-        *argument = args[count + index];
+/// Of any number of seconds: less than 0 is none, as the original has it. Throws ErrorSet.
+core::Deadline deadline_after(PyObject* timeout) {
+    if (timeout == nullptr) {
+        return core::Deadline::never();
     }
-    if (count > 2) {
-        return {.is_understood = false};
+    const double seconds = PyFloat_AsDouble(timeout);
+    if (seconds == -1.0 && PyErr_Occurred()) {
+        throw ErrorSet{};
     }
-    AcquireArguments result;
-    if (block != nullptr) {
-        const int truth = PyObject_IsTrue(block);
-        cpython::check(truth);
-        result.blocks = truth != 0;
-    }
-    if (timeout != nullptr && timeout != Py_None) {
-        const double seconds = PyFloat_AsDouble(timeout);
-        if (seconds == -1.0 && PyErr_Occurred()) {
-            throw ErrorSet{};
-        }
-        constexpr double kYears = 1e9;  // more than anyone waits, and few enough to count in nanoseconds
-        const double bounded = seconds > 0 ? std::min(seconds, kYears) : 0;
-        const auto delay = std::chrono::duration_cast<core::Nanoseconds>(std::chrono::duration<double>(bounded));
-        result.deadline = core::Deadline::after(core::monotonic_now(), delay);
-    }
-    return result;
+    constexpr double kYears = 1e9;  // more than anyone waits, and few enough to count in nanoseconds
+    const double bounded = seconds > 0 ? std::min(seconds, kYears) : 0;
+    const auto delay = std::chrono::duration_cast<core::Nanoseconds>(std::chrono::duration<double>(bounded));
+    return core::Deadline::after(core::monotonic_now(), delay);
 }
 
 PyObject* acquire(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
@@ -230,12 +196,13 @@ PyObject* acquire(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObj
         return as<FastKeywordFunction>(original_acquire)(self, args, count, names);
     }
     return guarded<PyObject*>(nullptr, [&]() -> PyObject* {
-        const AcquireArguments parsed = parse_acquire(args, count, names);
-        if (!parsed.is_understood) {
+        const std::optional<cpython::BlockAndTimeout> given = cpython::block_and_timeout(args, count, names);
+        if (!given) {
             return as<FastKeywordFunction>(original_acquire)(self, args, count, names);
         }
         SemLock& lock = as_sem_lock(self);
-        return PyBool_FromLong(try_acquire(lock, *hub) || (parsed.blocks && wait_for(lock, *hub, parsed.deadline)));
+        const core::Deadline deadline = deadline_after(given->timeout);
+        return PyBool_FromLong(try_acquire(lock, *hub) || (given->blocks && wait_for(lock, *hub, deadline)));
     });
 }
 
@@ -265,10 +232,7 @@ PyObject* release(PyObject* self, PyObject* unused) {
         result = original_release(self, unused);
     }
     if (result != nullptr) {
-        core::ParkingLot& lot = core::ParkingLot::instance();
-        if (lot.may_have_waiters(lock.handle)) {
-            lot.unpark_one(lock.handle);
-        }
+        wake_one_waiter(lock.handle);
     }
     return result;
 }
@@ -314,6 +278,8 @@ void plan_semaphores(PyObject* module) {
 }
 
 }  // namespace
+
+void forget_semaphores_after_fork() noexcept { Asked::instance().reset_after_fork(); }
 
 void plan_multiprocessing() { plan_when_imported("_multiprocessing", &plan_semaphores); }
 

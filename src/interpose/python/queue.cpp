@@ -48,30 +48,10 @@ struct GetArguments {
 
 /// Parses `get(block=True, timeout=None)`; what the original would refuse is left to it (`blocks` false).
 GetArguments parse_get(PyObject* const* args, Py_ssize_t count, PyObject* names) {
-    PyObject* block = count > 0 ? args[0] : nullptr;
-    PyObject* timeout = count > 1 ? args[1] : nullptr;
-    const Py_ssize_t keywords = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
-    for (Py_ssize_t index = 0; index < keywords; ++index) {
-        PyObject* name = PyTuple_GET_ITEM(names, index);
-        if (PyUnicode_CompareWithASCIIString(name, "block") == 0) {
-            block = args[count + index];
-        } else if (PyUnicode_CompareWithASCIIString(name, "timeout") == 0) {
-            timeout = args[count + index];
-        } else {
-            return {.blocks = false};
-        }
-    }
-    GetArguments result;
-    if (count + keywords > 2) {
-        return {.blocks = false};
-    }
-    if (block != nullptr) {
-        const int truth = PyObject_IsTrue(block);
-        cpython::check(truth);
-        result.blocks = truth != 0;
-    }
-    if (result.blocks && timeout != nullptr && timeout != Py_None) {
-        const std::int64_t delay = cpython::nanoseconds_from_seconds(timeout);
+    const std::optional<cpython::BlockAndTimeout> given = cpython::block_and_timeout(args, count, names);
+    GetArguments result{.blocks = given && given->blocks};
+    if (result.blocks && given->timeout != nullptr) {
+        const std::int64_t delay = cpython::nanoseconds_from_seconds(given->timeout);
         if (delay < 0) {
             cpython::raise(PyExc_ValueError, "'timeout' must be a non-negative number");
         }
