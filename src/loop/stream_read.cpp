@@ -102,19 +102,15 @@ private:
         throw cpython::ErrorSet{};
     }
 
-    void resume_transport() const {
-        fields().paused.set(reader(), Py_False);
-        const Ref transport = fields().transport.get(reader());
-        steal(PyObject_CallMethod(transport.ptr(), "resume_reading", nullptr));
-    }
-
     Ref wait() {
         if (fields().waiter.get(reader()).ptr() != Py_None) {
             cpython::raise(PyExc_RuntimeError,
                            "read() called while another coroutine is already waiting for incoming data");
         }
         if (is_true(fields().paused)) {  // or nothing would ever come
-            resume_transport();
+            fields().paused.set(reader(), Py_False);
+            const Ref transport = fields().transport.get(reader());
+            steal(PyObject_CallMethod(transport.ptr(), "resume_reading", nullptr));
         }
         future_ = loop_of(loop_.ptr()).create_future();
         fields().waiter.set(reader(), future_.ptr());
@@ -130,14 +126,7 @@ private:
         cpython::check(size_ < size ? PySequence_DelSlice(buffer.ptr(), 0, size_)
                                     : PyByteArray_Resize(buffer.ptr(), 0));
         if (is_true(fields().paused)) {
-            const Ref limit = steal(PyObject_GetAttr(reader(), parts_.streams.limit_name));
-            const Py_ssize_t most = PyLong_AsSsize_t(limit.ptr());
-            if (most == -1 && PyErr_Occurred()) {
-                throw cpython::ErrorSet{};
-            }
-            if (PyByteArray_GET_SIZE(buffer.ptr()) <= most) {
-                resume_transport();
-            }
+            steal(PyObject_CallMethod(reader(), "_maybe_resume_transport", nullptr));
         }
         return bytes;
     }
