@@ -140,9 +140,12 @@ def describe_waits(main_waits_for: str) -> str:
         lines.append(f"  {thread.name}: {thread.waits_for or thread.state}{_where(thread.stack)}")
         if thread.ident in loops:
             lines += _describe_waits_of_tasks(loops[thread.ident])
-    if len(threads) > len(lines):
-        lines.append(f"  ... and {len(threads) - len(lines)} more")
-    return "\n".join(lines)
+    return "\n".join(lines + _tell_of_more(threads, "  "))
+
+
+def _tell_of_more(items: list[Any], indentation: str) -> list[str]:
+    more = len(items) - _MOST_IN_AN_ERROR
+    return [f"{indentation}... and {more} more"] if more > 0 else []
 
 
 def _describe_waits_of_tasks(loop: Any) -> list[str]:
@@ -150,7 +153,7 @@ def _describe_waits_of_tasks(loop: Any) -> list[str]:
 
     tasks = sorted(asyncio.all_tasks(loop), key=lambda task: (len(task.get_name()), task.get_name()))
     lines = [f"    {task.get_name()}: {wait_of_task(task)}" for task in tasks[:_MOST_IN_AN_ERROR]]
-    return lines + ([f"    ... and {len(tasks) - len(lines)} more"] if len(tasks) > len(lines) else [])
+    return lines + _tell_of_more(tasks, "    ")
 
 
 def wait_of_task(task: Any) -> str:

@@ -200,9 +200,7 @@ class Environment:
             before = descriptors()
             self._runner = asyncio.Runner(loop_factory=new_event_loop)
             self._runner.run(_park())  # the loop opens a descriptor for the first park of a task
-            self._own_descriptors = {
-                number: target for number, target in descriptors().items() if before.get(number) != target
-            }
+            self._own_descriptors = _descriptors_beside(before)
             self._runner.get_loop().set_exception_handler(self._note_loop_error)
         return self._runner
 
@@ -289,8 +287,7 @@ class Watch:
 
     def new_descriptors(self) -> dict[int, str]:
         """The descriptors that were not there, or lead elsewhere, but for the loop's own."""
-        known = self._descriptors | self._environment.own_descriptors()
-        return {number: target for number, target in sorted(descriptors().items()) if known.get(number) != target}
+        return _descriptors_beside(self._descriptors | self._environment.own_descriptors())
 
     def new_tasks(self) -> set[asyncio.Task[Any]]:
         """The asyncio tasks that were not there."""
@@ -364,6 +361,11 @@ def descriptors() -> dict[int, str]:
         except FileNotFoundError:
             continue  # that of the listing itself
     return found
+
+
+def _descriptors_beside(known: dict[int, str]) -> dict[int, str]:
+    """Those that were not known, or lead elsewhere."""
+    return {number: target for number, target in sorted(descriptors().items()) if known.get(number) != target}
 
 
 def _describe_task(task: asyncio.Task[Any]) -> str:

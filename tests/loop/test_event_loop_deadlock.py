@@ -78,3 +78,20 @@ def test_parked_step_that_is_woken_from_another_task_is_no_deadlock():
         return item
 
     assert "item" == gs.run(main)
+
+
+def test_error_counts_the_threads_and_the_tasks_that_it_leaves_out():
+    async def wait_in_tasks():
+        await asyncio.gather(*(wait_for_nobody() for _ in range(51)))
+
+    def main():
+        with gs.scope() as scope:
+            for _ in range(52):
+                scope.spawn(queue.Queue().get)
+            asyncio.run(wait_in_tasks(), loop_factory=gs.new_event_loop)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        gs.run(main)
+
+    told = str(caught.value.exceptions[0]).splitlines()
+    assert [line for line in told if line.endswith("more")] == ["    ... and 2 more", "  ... and 3 more"]
